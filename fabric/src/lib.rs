@@ -7,11 +7,13 @@
 //!   node                       the memory node: pool, extents, tenants, control channel
 //!   session                    the client end of a memory node: a control channel and queue pairs
 //!   placement                  the trait through which an agent asks where extents live
-//!   remote                     a region's pages: which extent, which node, which remote address
+//!   pages                      a region's remote pages as an agent uses them: lanes and frames
 //! ```
 //!
 //! `fabric` knows none of the other houses. Pure logic takes events and `now` and returns actions;
 //! IO is done by the runtime modules only.
 
+pub mod pages;
+pub mod placement;
 pub mod transport;
 pub mod units;
