@@ -1,2 +1,34 @@
-//! placeholder
-fn main() {}
+//! The command `myco NOUN VERB`. It reads arguments, calls the houses below it and prints what they
+//! say; it has no logic of its own.
+//!
+//! ```text
+//!   arguments (clap) -> one file per subcommand -> outcome ok   -> stdout: data, words or --json
+//!                                               -> Failure      -> stderr: causes, what to do now
+//!                                                                  stdout: an error object with --json
+//!                                                                  exit code: see exit_codes
+//! ```
+//!
+//! To add a subcommand: a file with `Args` and `run`, and one line in its noun's enum in `command`.
+
+mod command;
+mod completions;
+mod exit_codes;
+mod failure;
+mod logging;
+mod man;
+mod output;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = command::Cli::parse();
+    let output = output::Output::new(cli.json);
+    logging::start();
+    match cli.noun.run(&output) {
+        Ok(code) => code,
+        Err(failure) => failure.report(&output),
+    }
+}

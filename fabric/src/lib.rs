@@ -17,3 +17,4 @@ pub mod pages;
 pub mod placement;
 pub mod transport;
 pub mod units;
+pub mod wire;

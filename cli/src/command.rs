@@ -1,0 +1,46 @@
+//! The tree of nouns and verbs. Help, man page and completions all come from this one definition.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::{completions, exit_codes, man, version};
+
+/// What a subcommand comes to: an exit code of its own choice (mostly success), or a failure.
+pub(crate) type Outcome = Result<ExitCode, Failure>;
+
+/// Far memory for VMs and processes: pages live on other machines and come in on demand.
+#[derive(Debug, Parser)]
+#[command(name = "myco", version, about, max_term_width = 100, after_help = exit_codes::HELP)]
+pub(crate) struct Cli {
+    /// Print data as JSON on stdout (each object carries its schema's name and version)
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// The nouns.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Print the version of myco, of its protocols and of its JSON output
+    Version(version::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+    /// Print the manual page in roff, or write one page per subcommand into a directory
+    Man(man::Args),
+}
+
+impl Noun {
+    /// Runs the chosen subcommand.
+    pub(crate) fn run(self, output: &Output) -> Outcome {
+        match self {
+            Self::Version(args) => version::run(&args, output),
+            Self::Completions(args) => completions::run(&args, output),
+            Self::Man(args) => man::run(&args, output),
+        }
+    }
+}
