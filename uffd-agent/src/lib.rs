@@ -1,1 +1,35 @@
-//! placeholder
+//! The agent: the process, or the part of a process, that owns a region's faults on the compute side.
+//!
+//! ```text
+//!   target (a program, a QEMU)                    agent                          memory nodes
+//!   mapping of a file, watched by   --fault-->  fault workers  --READ run-->   RemoteRegion
+//!   a userfaultfd                   <--COPY---                 <-----------    (fabric::pages)
+//!                                               evictors       --WRITE run->
+//!                                               page table (a file: outlives the agent)
+//! ```
+//!
+//! * [`Region`] is the way in: attach to a [`Target`], or take one over from an agent that died.
+//! * `engine` is pure: page states, credits, batches; events in, actions out.
+//! * `page_table` is the shared file of 16 bytes a page.
+//! * `runtime` does the IO: workers, evictors, take-over, figures.
+//!
+//! The agent knows remote pages only as `fabric::pages::RemoteRegion`; which nodes hold them, and who
+//! decides that, is not its business.
+
+mod config;
+mod runtime;
+mod stats;
+mod target;
+
+pub use config::{
+    Advice, ConfigError, DEFAULT_STATE_DIR, MAX_NAME_BYTES, MAX_WORKERS, MIN_BUDGET_PAGES,
+    PrefetchPolicy, RegionConfig, RegionName, VictimPolicy,
+};
+pub use runtime::{
+    AttachError, EventHandler, LostPage, Owner, Region, RegionError, RegionEvent, SavedRegion,
+    TakeOverError,
+};
+pub use stats::{RegionStats, STATS_VERSION, StatsError};
+pub use target::{
+    HeldDescriptors, MAX_PARKING_PIPES, ParkingPipe, ParkingPipeError, SLOTS_PER_PIPE, Target,
+};
