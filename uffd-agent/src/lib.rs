@@ -11,12 +11,14 @@
 //! * [`Region`] is the way in: attach to a [`Target`], or take one over from an agent that died.
 //! * `engine` is pure: page states, credits, batches; events in, actions out.
 //! * `page_table` is the shared file of 16 bytes a page.
+//! * [`kernel`] is the one place that speaks to userfaultfd, pipes and pidfds.
 //! * `runtime` does the IO: workers, evictors, take-over, figures.
 //!
 //! The agent knows remote pages only as `fabric::pages::RemoteRegion`; which nodes hold them, and who
 //! decides that, is not its business.
 
 mod config;
+pub mod kernel;
 mod runtime;
 mod stats;
 mod target;
