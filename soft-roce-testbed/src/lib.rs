@@ -1,1 +1,47 @@
-//! placeholder
+//! Real Soft-RoCE (`rdma_rxe`) devices for tests and benches, on any machine.
+//!
+//! Where this host's kernel can load `rdma_rxe` and we are root, a command runs right here; elsewhere
+//! it runs in a Debian kernel booted by QEMU, whose root is this host's `/` (read-only, with a
+//! throw-away layer on top), so that the same binaries, libraries and tools are there.
+//!
+//! ```text
+//!  Testbed::detect ──> place: Host | Guest
+//!        │
+//!      boot ──> Booted ── run(Job) ──> Outcome      (as many jobs as wanted, one after the other)
+//!                 │
+//!   caller ── stdout/stderr ◄── frames over one virtio-serial port ◄── `inside` (process 1 of the guest)
+//!                                                                        │ topology, command
+//!                                                                        ▼
+//!                                                              rxe1 ── veth ── rxe2
+//! ```
+//!
+//! Nothing here installs
+//! packages: the kernel is unpacked under the checkout's `target/` and never touches the machine.
+
+mod apt_source;
+mod booted;
+mod console;
+mod frames;
+mod guest;
+mod host;
+mod initramfs;
+pub mod inside;
+mod interrupts;
+mod kernel;
+mod kernel_store;
+mod machine;
+mod modules;
+mod testbed;
+mod topology;
+
+pub use apt_source::{AptSource, AptSourceError};
+pub use booted::{Booted, Job, Outcome, OutputSink, PassThrough, RunError};
+pub use console::Diagnosis;
+pub use frames::FrameError;
+pub use guest::BootError;
+pub use host::HostError;
+pub use kernel::{KernelSeries, KernelSeriesError};
+pub use kernel_store::{Kernel, KernelStore, KernelStoreError};
+pub use modules::MissingModule;
+pub use testbed::{DetectError, Options, Place, Testbed, Wanted, WantedError};
+pub use topology::{NODES_MAX, Topology, TopologyError};
