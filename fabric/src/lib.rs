@@ -13,8 +13,11 @@
 //! `fabric` knows none of the other houses. Pure logic takes events and `now` and returns actions;
 //! IO is done by the runtime modules only.
 
+pub mod node;
 pub mod pages;
 pub mod placement;
+pub mod random;
+pub mod session;
 pub mod transport;
 pub mod units;
 pub mod wire;

@@ -13,8 +13,15 @@
 //!
 //! This module reads and writes bytes in memory; sockets are others' business.
 
+mod codec;
+pub mod control;
 pub mod header;
+mod refusal;
 
+pub use codec::Malformed;
+pub use refusal::Refusal;
+
+pub(crate) use codec::{Reader, Wire, put_list, put_text};
 pub use header::{FrameError, HEADER_BYTES, Header, Magic};
 
 /// The version of the control protocol, and of the header's layout. It is raised when either changes.

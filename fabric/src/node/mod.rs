@@ -1,0 +1,22 @@
+//! The memory node: a process that lends RAM to regions, extent by extent.
+//!
+//! ```text
+//!   control channel (tokio)      one thread                     the transport's own threads
+//!   connection tasks  -------->  NodeCore                       DataServer
+//!     frames, bounds             ledger: who has what  ------>    admit, export, revoke, fence
+//!     idle limits                pool: the bytes                  READ and WRITE go past all this
+//! ```
+//!
+//! `runs` and `ledger` are pure; `core` does what they say, without a clock; `serve` has the sockets,
+//! the threads and the time. No page ever passes through here.
+
+mod core;
+mod ledger;
+mod pool;
+mod runs;
+mod serve;
+
+pub use core::{Entropy, NodeCore};
+pub use ledger::{Bounds, SessionId};
+pub use pool::{HugePages, Pool, PoolError};
+pub use serve::{Drained, MemoryNode, NodeConfig, StartError};

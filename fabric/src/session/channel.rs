@@ -1,0 +1,255 @@
+//! One connection to a memory node: a request out, its answer back, within a deadline.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use crate::units::Epoch;
+use crate::wire::control::{ControlError, Request, Response, StatusReport, Welcome, decode_header};
+use crate::wire::{FrameError, HEADER_BYTES, Refusal};
+
+/// Why a memory node did not do what it was asked, or could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No connection came to be.
+    #[error("memory node {node} cannot be reached: is it running and listening there?")]
+    Unreachable {
+        /// Its control address.
+        node: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke, or the answer did not come in time.
+    #[error("the connection to memory node {node} broke")]
+    Broke {
+        /// Its control address.
+        node: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// What came back is no message.
+    #[error("what {node} answers is not Mycoram's control protocol: is the address right?")]
+    Protocol {
+        /// Its control address.
+        node: SocketAddr,
+        /// What is wrong with it.
+        #[source]
+        source: ControlError,
+    },
+    /// It speaks another version.
+    #[error(
+        "memory node {node} speaks version {theirs} of the control protocol, this program version {ours}"
+    )]
+    Version {
+        /// Its control address.
+        node: SocketAddr,
+        /// This program's.
+        ours: u16,
+        /// The node's.
+        theirs: u16,
+    },
+    /// An answer, but not to what was asked.
+    #[error("memory node {node} answered something that was not asked")]
+    Unexpected {
+        /// Its control address.
+        node: SocketAddr,
+    },
+    /// The node understood, and does not do it.
+    #[error("memory node {node} refused")]
+    Refused {
+        /// Its control address.
+        node: SocketAddr,
+        /// Why.
+        #[source]
+        refusal: Refusal,
+    },
+}
+
+impl SessionError {
+    /// The refusal, if it is one.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Refused { refusal, .. } => Some(*refusal),
+            _ => None,
+        }
+    }
+
+    /// Whether it says that no process listens at the node's address any more: its memory is gone.
+    #[must_use]
+    pub fn says_dead(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
+/// A control connection to a memory node, whatever carries it.
+pub trait Channel: Send {
+    /// The node's control address.
+    fn node(&self) -> SocketAddr;
+
+    /// Asks and waits for the answer. A refusal is an error. After any other error the channel is broken.
+    fn call(&mut self, epoch: Epoch, request: &Request) -> Result<Response, SessionError>;
+
+    /// A descriptor that becomes readable when the connection ends; nothing else comes unasked.
+    fn ending(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Asks who the node is. A data address without a host is that of the control channel's host.
+    fn hello(&mut self) -> Result<Welcome, SessionError> {
+        match self.call(Epoch::new(0), &Request::Hello)? {
+            Response::Welcome(mut welcome) => {
+                if welcome.data.ip().is_unspecified() {
+                    welcome.data.set_ip(self.node().ip());
+                }
+                Ok(welcome)
+            }
+            _ => Err(SessionError::Unexpected { node: self.node() }),
+        }
+    }
+
+    /// Asks how the node is.
+    fn status(&mut self) -> Result<StatusReport, SessionError> {
+        match self.call(Epoch::new(0), &Request::Status)? {
+            Response::StatusReport(report) => Ok(report),
+            _ => Err(SessionError::Unexpected { node: self.node() }),
+        }
+    }
+}
+
+/// Makes channels: over TCP, or in a simulation.
+pub trait Dial: Send + Sync {
+    /// Connects to a node's control address.
+    fn dial(&self, node: SocketAddr) -> Result<Box<dyn Channel>, SessionError>;
+}
+
+/// Dials over TCP.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpDial {
+    /// How long connecting, and then each call, may take. Default 5 s. Shorter gives up on a node that
+    /// is registering memory for somebody.
+    pub deadline: Duration,
+}
+
+impl Default for TcpDial {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Dial for TcpDial {
+    fn dial(&self, node: SocketAddr) -> Result<Box<dyn Channel>, SessionError> {
+        Ok(Box::new(TcpChannel::connect(node, self.deadline)?))
+    }
+}
+
+/// A control connection over TCP.
+#[derive(Debug)]
+pub struct TcpChannel {
+    node: SocketAddr,
+    stream: TcpStream,
+    deadline: Duration,
+    broken: bool,
+}
+
+impl TcpChannel {
+    /// Connects; this and every call may take `deadline`.
+    pub fn connect(node: SocketAddr, deadline: Duration) -> Result<Self, SessionError> {
+        let connect = || {
+            let stream = TcpStream::connect_timeout(&node, deadline)?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        };
+        Ok(Self {
+            node,
+            stream: connect().map_err(|source| SessionError::Unreachable { node, source })?,
+            deadline,
+            broken: false,
+        })
+    }
+
+    fn exchange(&mut self, request: &[u8]) -> Result<Response, Failed> {
+        let until = Instant::now() + self.deadline;
+        self.stream.set_write_timeout(Some(self.deadline))?;
+        self.stream.write_all(request)?;
+        let mut head = [0; HEADER_BYTES];
+        self.read_exact(&mut head, until)?;
+        let header = decode_header(&head).map_err(ControlError::Frame)?;
+        let mut body = vec![0; header.length as usize];
+        self.read_exact(&mut body, until)?;
+        Ok(Response::decode(&header, &body)?)
+    }
+
+    /// As `Read::read_exact`, but the deadline is for all of it.
+    fn read_exact(&mut self, mut into: &mut [u8], until: Instant) -> io::Result<()> {
+        while !into.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(into) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => into = &mut into[read..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Failed {
+    Io(io::Error),
+    Protocol(ControlError),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<ControlError> for Failed {
+    fn from(error: ControlError) -> Self {
+        Self::Protocol(error)
+    }
+}
+
+impl Channel for TcpChannel {
+    fn node(&self) -> SocketAddr {
+        self.node
+    }
+
+    fn call(&mut self, epoch: Epoch, request: &Request) -> Result<Response, SessionError> {
+        let node = self.node;
+        if self.broken {
+            let source = io::ErrorKind::NotConnected.into();
+            return Err(SessionError::Broke { node, source });
+        }
+        match self.exchange(&request.encode(epoch)) {
+            Ok(Response::Refused(refusal)) => Err(SessionError::Refused { node, refusal }),
+            Ok(response) => Ok(response),
+            Err(failed) => {
+                self.broken = true;
+                Err(match failed {
+                    Failed::Io(source) => SessionError::Broke { node, source },
+                    Failed::Protocol(ControlError::Frame(FrameError::Version { ours, theirs })) => {
+                        SessionError::Version { node, ours, theirs }
+                    }
+                    Failed::Protocol(source) => SessionError::Protocol { node, source },
+                })
+            }
+        }
+    }
+
+    fn ending(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.stream.as_fd())
+    }
+}
