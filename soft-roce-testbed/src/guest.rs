@@ -215,10 +215,25 @@ pub(crate) fn run_files(state_dir: &Path, label: &str) -> Result<(PathBuf, PathB
         NEXT.fetch_add(1, Ordering::Relaxed)
     );
     let (run_dir, log_dir) = (state_dir.join("runs").join(&name), state_dir.join("logs"));
+    forget_dead_runs(&state_dir.join("runs"));
     fs::create_dir_all(&run_dir).map_err(file(&run_dir))?;
     fs::create_dir_all(&log_dir).map_err(file(&log_dir))?;
     forget_old_logs(&log_dir);
     Ok((run_dir, log_dir.join(format!("{name}.console"))))
+}
+
+/// A process that was killed could not remove its run's directory: its name holds the process id.
+fn forget_dead_runs(runs: &Path) {
+    let Ok(entries) = fs::read_dir(runs) else {
+        return;
+    };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.rsplit('-').nth(1).unwrap_or_default().to_owned();
+        if !owner.is_empty() && !Path::new("/proc").join(&owner).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Keeps the newest logs; a log that cannot be removed is not worth failing for.
