@@ -17,6 +17,8 @@
 mod completion;
 mod memory;
 mod server;
+#[cfg(any(feature = "verbs", feature = "rdma-sys"))]
+pub mod verbs;
 mod work;
 
 pub use completion::{Completion, ErrorKind, Retry, WorkError};
