@@ -12,6 +12,7 @@
 //! * `engine` is pure: page states, credits, batches; events in, actions out.
 //! * `page_table` is the shared file of 16 bytes a page.
 //! * [`kernel`] is the one place that speaks to userfaultfd, pipes and pidfds.
+//! * [`policy`] says which pages leave, and which are fetched before they are asked for.
 //! * `runtime` does the IO: workers, evictors, take-over, figures.
 //!
 //! The agent knows remote pages only as `fabric::pages::RemoteRegion`; which nodes hold them, and who
@@ -19,6 +20,7 @@
 
 mod config;
 pub mod kernel;
+pub mod policy;
 mod runtime;
 mod stats;
 mod target;

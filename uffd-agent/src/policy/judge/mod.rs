@@ -1,0 +1,5 @@
+//! The policies judged: on seeded traces, against what somebody who knew the future would have done.
+
+mod fetching;
+mod leaving;
+mod traces;
