@@ -15,6 +15,7 @@
 
 mod codec;
 pub mod control;
+pub mod data;
 pub mod header;
 mod refusal;
 
