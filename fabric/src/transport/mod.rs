@@ -16,7 +16,9 @@
 
 mod completion;
 mod memory;
+mod registry;
 mod server;
+pub mod tcp;
 #[cfg(any(feature = "verbs", feature = "rdma-sys"))]
 pub mod verbs;
 mod work;

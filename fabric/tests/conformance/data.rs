@@ -102,8 +102,16 @@ pub(crate) fn too_long_is_not_taken<F: Fabric>(fabric: &F) {
         Err(PostError::Invalid { id, .. }) => assert_eq!(id, WorkId(9)),
         other => panic!("more than 16 MiB was answered with {other:?}"),
     }
-    assert_eq!(client.pair.free_slots(), 4, "nothing of the chain is posted");
-    assert_eq!(client.read(0, 8, at(&export, 0)), Ok(()), "and it still works");
+    assert_eq!(
+        client.pair.free_slots(),
+        4,
+        "nothing of the chain is posted"
+    );
+    assert_eq!(
+        client.read(0, 8, at(&export, 0)),
+        Ok(()),
+        "and it still works"
+    );
 }
 
 pub(crate) fn unaligned_atomics_are_not_taken<F: Fabric>(fabric: &F) {
@@ -157,7 +165,11 @@ pub(crate) fn posted_order_is_kept<F: Fabric>(fabric: &F) {
     }
     client.pair.post(&chain).expect("room");
     for (n, completion) in client.complete(32).into_iter().enumerate() {
-        assert_eq!(completion.id, WorkId(n as u64), "completions keep the order");
+        assert_eq!(
+            completion.id,
+            WorkId(n as u64),
+            "completions keep the order"
+        );
         assert_eq!(completion.result, Ok(()));
     }
     for n in 0..16 {
@@ -233,7 +245,10 @@ pub(crate) fn concurrent_clients_keep_to_their_own_bytes<F: Fabric>(fabric: &F) 
                         .collect();
                     client.pair.post(&chain).expect("room");
                     assert!(client.complete(16).iter().all(|c| c.result.is_ok()));
-                    assert_eq!(client.read(PART as usize, PART as usize, at(&export, 0)), Ok(()));
+                    assert_eq!(
+                        client.read(PART as usize, PART as usize, at(&export, 0)),
+                        Ok(())
+                    );
                     assert!(client.bytes(PART as usize, PART as usize) == bytes);
                 }
             });

@@ -75,11 +75,9 @@ pub(crate) fn a_killed_peer_completes_everything_once<F: Fabric>(fabric: &F) {
     }
     assert!(failed > 0, "work was in flight");
     assert!(outstanding.is_empty(), "{outstanding:?} never completed");
-    let more = client.pair.post(&[read(
-        1,
-        client.slice(0, 8),
-        at(&facts.export, 0),
-    )]);
+    let more = client
+        .pair
+        .post(&[read(1, client.slice(0, 8), at(&facts.export, 0))]);
     assert!(matches!(more, Err(PostError::Broken { .. })), "{more:?}");
 }
 

@@ -12,13 +12,21 @@ pub(crate) fn a_chain_signals_only_what_is_asked<F: Fabric>(fabric: &F) {
     node.pool().copy_in(0, &bytes).expect("inside");
     let chain: Vec<_> = (0..64)
         .map(|n| {
-            let mut one = read(n, client.slice(n as usize * 4096, 4096), at(&export, n * 4096));
+            let mut one = read(
+                n,
+                client.slice(n as usize * 4096, 4096),
+                at(&export, n * 4096),
+            );
             one.signaled = n % 16 == 15;
             one
         })
         .collect();
     client.pair.post(&chain).expect("room");
-    let ids: Vec<_> = client.complete(4).iter().map(|c| (c.id, c.result)).collect();
+    let ids: Vec<_> = client
+        .complete(4)
+        .iter()
+        .map(|c| (c.id, c.result))
+        .collect();
     assert_eq!(
         ids,
         [15, 31, 47, 63].map(|n| (WorkId(n), Ok(()))),
@@ -79,8 +87,7 @@ pub(crate) fn poll_never_grows_the_vector<F: Fabric>(fabric: &F) {
 pub(crate) fn thousands_of_reads_in_flight<F: Fabric>(fabric: &F) {
     let deep = fabric.deep();
     let bytes = pattern(6, deep as usize * 64);
-    let (node, export, mut client) =
-        Client::with_node(fabric, bytes.len(), deep, bytes.len());
+    let (node, export, mut client) = Client::with_node(fabric, bytes.len(), deep, bytes.len());
     node.pool().copy_in(0, &bytes).expect("inside");
     let chain: Vec<_> = (0..u64::from(deep))
         .map(|n| read(n, client.slice(n as usize * 64, 64), at(&export, n * 64)))
@@ -97,17 +104,27 @@ pub(crate) fn thousands_of_reads_in_flight<F: Fabric>(fabric: &F) {
 pub(crate) fn thousands_of_writes_in_flight<F: Fabric>(fabric: &F) {
     let deep = fabric.deep();
     let bytes = pattern(7, deep as usize * 512);
-    let (node, export, mut client) =
-        Client::with_node(fabric, bytes.len(), deep, bytes.len());
+    let (node, export, mut client) = Client::with_node(fabric, bytes.len(), deep, bytes.len());
     client.fill(0, &bytes);
     for part in (0..u64::from(deep)).collect::<Vec<_>>().chunks(128) {
         let chain: Vec<_> = part
             .iter()
-            .map(|n| write(*n, client.slice(*n as usize * 512, 512), at(&export, n * 512)))
+            .map(|n| {
+                write(
+                    *n,
+                    client.slice(*n as usize * 512, 512),
+                    at(&export, n * 512),
+                )
+            })
             .collect();
         client.pair.post(&chain).expect("room for all");
     }
-    assert!(client.complete(deep as usize).iter().all(|c| c.result.is_ok()));
+    assert!(
+        client
+            .complete(deep as usize)
+            .iter()
+            .all(|c| c.result.is_ok())
+    );
     let mut stored = vec![0; bytes.len()];
     node.pool().copy_out(0, &mut stored).expect("inside");
     assert!(stored == bytes);
@@ -144,7 +161,13 @@ pub(crate) fn the_queue_can_be_filled_again_and_again<F: Fabric>(fabric: &F) {
 pub(crate) fn dropping_with_work_in_flight_ends<F: Fabric>(fabric: &F) {
     let (node, export, mut client) = Client::with_node(fabric, 1 << 20, 256, 1 << 20);
     let chain: Vec<_> = (0..256)
-        .map(|n| read(n, client.slice(n as usize * 4096, 4096), at(&export, n * 4096)))
+        .map(|n| {
+            read(
+                n,
+                client.slice(n as usize * 4096, 4096),
+                at(&export, n * 4096),
+            )
+        })
         .collect();
     client.pair.post(&chain).expect("room");
     drop(client);

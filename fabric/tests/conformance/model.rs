@@ -45,7 +45,13 @@ fn draw(
                 from: at(export, offset as u64),
             };
             let bytes = model[offset..offset + len].to_vec();
-            (request(id, operation), Some(Expected { offset: base, bytes }))
+            (
+                request(id, operation),
+                Some(Expected {
+                    offset: base,
+                    bytes,
+                }),
+            )
         }
         2 | 3 => {
             let len = below(random, most + 1);
@@ -85,7 +91,13 @@ fn draw(
             };
             model[offset..offset + 8].copy_from_slice(&now.to_ne_bytes());
             let bytes = former.to_ne_bytes().to_vec();
-            (request(id, operation), Some(Expected { offset: base, bytes }))
+            (
+                request(id, operation),
+                Some(Expected {
+                    offset: base,
+                    bytes,
+                }),
+            )
         }
     }
 }
@@ -101,8 +113,7 @@ fn agree<F: Fabric>(fabric: &F, seed: u64, rounds: u32, longest_chain: usize) {
         let mut chain = Vec::new();
         let mut signaled = 0;
         for slot in 0..length {
-            let (mut one, wanted) =
-                draw(&mut random, &client, &export, &mut model, slot, id);
+            let (mut one, wanted) = draw(&mut random, &client, &export, &mut model, slot, id);
             id += 1;
             one.signaled = slot + 1 == length || random.next_u32() % 4 == 0;
             signaled += usize::from(one.signaled);
@@ -122,7 +133,10 @@ fn agree<F: Fabric>(fabric: &F, seed: u64, rounds: u32, longest_chain: usize) {
     }
     let mut stored = vec![0; POOL];
     node.pool().copy_out(0, &mut stored).expect("inside");
-    assert!(stored == model, "seed {seed}: the pool differs from the model");
+    assert!(
+        stored == model,
+        "seed {seed}: the pool differs from the model"
+    );
 }
 
 pub(crate) fn random_operations_agree_with_a_model<F: Fabric>(fabric: &F) {

@@ -15,7 +15,9 @@ fn assert_refused(client: &mut Client, operation: Operation) {
     assert_eq!(kind.retry(), Retry::Never);
     let broken = client.pair.broken().expect("a refusal breaks it");
     assert_eq!(broken.kind, ErrorKind::RemoteAccess);
-    let again = client.pair.post(&[read(1, client.slice(0, 0), at_nothing())]);
+    let again = client
+        .pair
+        .post(&[read(1, client.slice(0, 0), at_nothing())]);
     assert!(
         matches!(again, Err(PostError::Broken { .. })),
         "a broken queue pair takes nothing: {again:?}"

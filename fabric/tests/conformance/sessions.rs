@@ -36,8 +36,16 @@ pub(crate) fn an_unknown_ticket_is_refused<F: Fabric>(fabric: &F) {
     let node = fabric.start_node(8192);
     let (_, good) = admit(&node, 1, 1, 1);
     let transport = fabric.transport();
-    let connect =
-        |ticket| Client::connect(fabric, &transport, node.server().address(), &ticket, 4, 4096);
+    let connect = |ticket| {
+        Client::connect(
+            fabric,
+            &transport,
+            node.server().address(),
+            &ticket,
+            4,
+            4096,
+        )
+    };
     refused(connect(ticket(99)));
     let mut near = good;
     near.secret[15] ^= 1;
@@ -121,9 +129,7 @@ pub(crate) fn many_queue_pairs_share_a_ticket<F: Fabric>(fabric: &F) {
     let transport = fabric.transport();
     let address = node.server().address();
     let mut clients: Vec<_> = (0..16)
-        .map(|_| {
-            Client::connect(fabric, &transport, address, &ticket, 4, 4096).expect("admitted")
-        })
+        .map(|_| Client::connect(fabric, &transport, address, &ticket, 4, 4096).expect("admitted"))
         .collect();
     for client in &mut clients {
         assert_eq!(client.fetch_add(at(&export, 0), 1).map(|_| ()), Ok(()));
@@ -157,14 +163,17 @@ pub(crate) fn nothing_is_written_after_revoke_returns<F: Fabric>(fabric: &F) {
     const BYTES: usize = 1 << 20;
     let node = fabric.start_node(BYTES);
     let (tenant, ticket) = admit(&node, 1, 1, 1);
-    let export = node.server().export(tenant, 0, BYTES as u64).expect("inside");
+    let export = node
+        .server()
+        .export(tenant, 0, BYTES as u64)
+        .expect("inside");
     let transport = fabric.transport();
     let address = node.server().address();
     let begun = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let mut client = Client::connect(fabric, &transport, address, &ticket, 8, BYTES)
-                .expect("admitted");
+            let mut client =
+                Client::connect(fabric, &transport, address, &ticket, 8, BYTES).expect("admitted");
             client.fill(0, &vec![0xab; BYTES]);
             let slice = client.slice(0, BYTES);
             let mut n = 0;

@@ -27,12 +27,7 @@ pub(crate) fn run(serve: impl FnOnce(usize) -> Box<dyn DataServer>) {
     let server = serve(bytes);
     let (tenant, secret) = (TenantId::new(7), [7; TICKET_BYTES]);
     server
-        .admit(
-            Ticket { secret },
-            tenant,
-            RegionId::new(7),
-            Epoch::new(7),
-        )
+        .admit(Ticket { secret }, tenant, RegionId::new(7), Epoch::new(7))
         .expect("a first session");
     let export = server
         .export(tenant, 0, bytes as u64)
