@@ -1,6 +1,7 @@
 //! Why a QEMU could not be attached or taken over.
 
 use std::fmt;
+use std::io;
 use std::os::fd::RawFd;
 
 use nix::errno::Errno;
@@ -53,7 +54,9 @@ pub enum AttachError {
         source: Errno,
     },
     /// QEMU has no room for the descriptors.
-    #[error("QEMU {pid} could make only {made} of {wanted} parking pipes; raise its limit of open files (RLIMIT_NOFILE)")]
+    #[error(
+        "QEMU {pid} could make only {made} of {wanted} parking pipes; raise its limit of open files (RLIMIT_NOFILE)"
+    )]
     Pipes {
         /// QEMU.
         pid: Pid,
@@ -67,6 +70,18 @@ pub enum AttachError {
     /// A descriptor could not be duplicated to us.
     #[error(transparent)]
     GetFd(#[from] GetFdError),
+    /// Its descriptors could not be looked at.
+    #[error(transparent)]
+    Descriptors(#[from] DescriptorError),
+    /// /dev/userfaultfd could not be looked at.
+    #[error("/dev/userfaultfd cannot be looked at")]
+    Device(#[source] io::Error),
+    /// The QMP socket is another QEMU's.
+    #[error("the QMP socket belongs to another process than {pid}")]
+    OtherQemu {
+        /// The process that was to be attached.
+        pid: Pid,
+    },
     /// QMP failed while the device was handed over.
     #[error("handing /dev/userfaultfd to QEMU failed")]
     Qmp(#[from] QmpError),
@@ -82,7 +97,9 @@ pub enum TakeOverError {
     #[error(transparent)]
     GetFd(#[from] GetFdError),
     /// A recorded number is something else by now.
-    #[error("descriptor {number} of process {pid} is no {expected} any more: the record is of another time")]
+    #[error(
+        "descriptor {number} of process {pid} is no {expected} any more: the record is of another time"
+    )]
     Changed {
         /// QEMU.
         pid: Pid,
@@ -137,7 +154,10 @@ impl fmt::Display for UserfaultfdDenial {
         write!(f, "QEMU {pid} may not make a userfaultfd: ")?;
         match self.sysctl {
             Some(1) => write!(f, "a seccomp filter or security module refuses it")?,
-            Some(value) => write!(f, "vm.unprivileged_userfaultfd is {value} and QEMU lacks CAP_SYS_PTRACE")?,
+            Some(value) => write!(
+                f,
+                "vm.unprivileged_userfaultfd is {value} and QEMU lacks CAP_SYS_PTRACE"
+            )?,
             None => write!(f, "QEMU lacks CAP_SYS_PTRACE")?,
         }
         match self.device {
@@ -171,8 +191,16 @@ mod tests {
             (DeviceState::Denied, "access"),
             (DeviceState::NoQmp, "--qmp"),
         ] {
-            let text = UserfaultfdDenial { pid, sysctl: Some(0), device }.to_string();
-            assert!(text.contains(word) && text.contains("CAP_SYS_PTRACE"), "{text}");
+            let text = UserfaultfdDenial {
+                pid,
+                sysctl: Some(0),
+                device,
+            }
+            .to_string();
+            assert!(
+                text.contains(word) && text.contains("CAP_SYS_PTRACE"),
+                "{text}"
+            );
         }
     }
 }

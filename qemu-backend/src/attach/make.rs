@@ -1,17 +1,20 @@
 //! A first attach: everything is made in QEMU, then duplicated to us.
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::userfaultfd::{Device, FLAGS, USERFAULTFD_IOC_NEW, open_device, sysctl};
-use super::{AttachError, Attached, DeviceState, ParkingPipe, TargetDescriptors, TargetPipe, UserfaultfdDenial};
+use super::{
+    AttachError, Attached, DeviceState, ParkingPipe, TargetDescriptors, TargetPipe,
+    UserfaultfdDenial,
+};
 use crate::inject::{self, InjectError, Stopped, while_stopped};
 use crate::memory::{MemoryChoice, find_memory, is_registered};
-use crate::process::{PidFd, ProcessIdentity};
-use crate::qmp::{AddedFd, Qmp};
+use crate::process::{FileIdentity, PidFd, ProcessIdentity, find_descriptor};
+use crate::qmp::Qmp;
 
 /// Parking pipes where the caller does not say.
 pub const DEFAULT_PARKING_PIPES: usize = 8;
@@ -44,7 +47,11 @@ impl Default for AttachOptions {
 /// With `qmp` the device is handed over, which also serves a QEMU without privileges, and QEMU
 /// names its memory itself. Faults are not served yet when this returns, so nothing waits for them:
 /// the memory is not registered. See [`Attached`].
-pub fn attach(pid: Pid, mut qmp: Option<&mut Qmp>, options: &AttachOptions) -> Result<Attached, AttachError> {
+pub fn attach(
+    pid: Pid,
+    mut qmp: Option<&mut Qmp>,
+    options: &AttachOptions,
+) -> Result<Attached, AttachError> {
     let pidfd = PidFd::open(pid)?;
     let process = ProcessIdentity::of(pid)?;
     let memory = find_memory(&pidfd, qmp.as_deref_mut(), &options.memory)?;
@@ -52,9 +59,9 @@ pub fn attach(pid: Pid, mut qmp: Option<&mut Qmp>, options: &AttachOptions) -> R
         return Err(AttachError::AlreadyManaged { pid });
     }
 
-    let handed = HandedDevice::hand_over(qmp)?;
+    let handed = HandedDevice::hand_over(pid, qmp)?;
     let plan = Plan {
-        device: handed.added().map(|added| added.fd),
+        device: handed.number(),
         base: memory.mapping.start,
         bytes: memory.mapping.bytes(),
         pipes: options.parking_pipes.min(MAX_PARKING_PIPES),
@@ -70,7 +77,12 @@ pub fn attach(pid: Pid, mut qmp: Option<&mut Qmp>, options: &AttachOptions) -> R
     let pipes = made
         .pipes
         .iter()
-        .map(|pipe| Ok(ParkingPipe { read: pidfd.get_fd(pipe.read)?, write: pidfd.get_fd(pipe.write)? }))
+        .map(|pipe| {
+            Ok(ParkingPipe {
+                read: pidfd.get_fd(pipe.read)?,
+                write: pidfd.get_fd(pipe.write)?,
+            })
+        })
         .collect::<Result<_, AttachError>>()?;
     Ok(Attached {
         process,
@@ -81,37 +93,51 @@ pub fn attach(pid: Pid, mut qmp: Option<&mut Qmp>, options: &AttachOptions) -> R
         bytes: memory.mapping.bytes(),
         file_offset: memory.mapping.file_offset,
         pipes,
-        in_target: TargetDescriptors { userfaultfd: made.userfaultfd, memory: memory.target_fd, pipes: made.pipes },
+        in_target: TargetDescriptors {
+            userfaultfd: made.userfaultfd,
+            memory: memory.target_fd,
+            pipes: made.pipes,
+        },
         stopped_for: injected.stopped_for,
     })
 }
 
+/// The name under which QEMU holds the device meanwhile.
+const DEVICE_NAME: &str = "mycoram-userfaultfd";
+
 /// /dev/userfaultfd in QEMU's hands, for as long as it is needed there.
+///
+/// By `getfd`, not `add-fd`: QEMU 7.2 closes what `add-fd` gave only while the guest runs. `getfd` does
+/// not tell the number, so it is looked up; any descriptor of the device does.
 enum HandedDevice<'a> {
-    Handed { qmp: &'a mut Qmp, added: AddedFd },
+    Handed { qmp: &'a mut Qmp, number: RawFd },
     Not(DeviceState),
 }
 
 impl<'a> HandedDevice<'a> {
-    fn hand_over(qmp: Option<&'a mut Qmp>) -> Result<Self, AttachError> {
-        let device: OwnedFd = match (open_device(), &qmp) {
+    fn hand_over(pid: Pid, qmp: Option<&'a mut Qmp>) -> Result<Self, AttachError> {
+        let (device, qmp) = match (open_device(), qmp) {
             (Device::Missing, _) => return Ok(Self::Not(DeviceState::Missing)),
             (Device::Denied, _) => return Ok(Self::Not(DeviceState::Denied)),
             (Device::Open(_), None) => return Ok(Self::Not(DeviceState::NoQmp)),
-            (Device::Open(device), Some(_)) => device,
+            (Device::Open(device), Some(qmp)) => (device, qmp),
         };
-        match qmp {
-            Some(qmp) => {
-                let added = qmp.add_fd(device.as_fd())?;
-                Ok(Self::Handed { qmp, added })
+        qmp.get_fd(DEVICE_NAME, device.as_fd())?;
+        let file = FileIdentity::of(&device).map_err(AttachError::Device)?;
+        match find_descriptor(pid, file) {
+            Ok(Some(number)) => Ok(Self::Handed { qmp, number }),
+            found => {
+                // QEMU closes it with this connection if not now.
+                let _ = qmp.close_fd(DEVICE_NAME);
+                found?;
+                Err(AttachError::OtherQemu { pid })
             }
-            None => Ok(Self::Not(DeviceState::NoQmp)),
         }
     }
 
-    fn added(&self) -> Option<AddedFd> {
+    fn number(&self) -> Option<RawFd> {
         match self {
-            Self::Handed { added, .. } => Some(*added),
+            Self::Handed { number, .. } => Some(*number),
             Self::Not(_) => None,
         }
     }
@@ -126,9 +152,9 @@ impl<'a> HandedDevice<'a> {
 
 impl Drop for HandedDevice<'_> {
     fn drop(&mut self) {
-        if let Self::Handed { qmp, added } = self {
+        if let Self::Handed { qmp, .. } = self {
             // A QEMU that is gone keeps no descriptor; else it closes it with this connection.
-            let _ = qmp.remove_fd(*added);
+            let _ = qmp.close_fd(DEVICE_NAME);
         }
     }
 }
@@ -157,7 +183,10 @@ impl Plan {
     /// Runs with QEMU stopped. A refused call leaves none of the descriptors behind.
     fn make(self, stopped: &mut Stopped<'_>) -> Result<Result<Made, Failure>, InjectError> {
         let answer = match self.device {
-            Some(fd) => stopped.call(libc::SYS_ioctl, [fd as u64, USERFAULTFD_IOC_NEW, FLAGS, 0, 0, 0])?,
+            Some(fd) => stopped.call(
+                libc::SYS_ioctl,
+                [fd as u64, USERFAULTFD_IOC_NEW, FLAGS, 0, 0, 0],
+            )?,
             None => stopped.call(libc::SYS_userfaultfd, [FLAGS, 0, 0, 0, 0, 0])?,
         };
         let userfaultfd = match answer {
@@ -165,7 +194,10 @@ impl Plan {
             Err(errno) => return Ok(Err(Failure::Userfaultfd(errno))),
         };
         // Pages come and go one by one here. A kernel without huge pages refuses, and has none to turn off.
-        let _ = stopped.call(libc::SYS_madvise, [self.base, self.bytes, libc::MADV_NOHUGEPAGE as u64, 0, 0, 0])?;
+        let _ = stopped.call(
+            libc::SYS_madvise,
+            [self.base, self.bytes, libc::MADV_NOHUGEPAGE as u64, 0, 0, 0],
+        )?;
 
         let mut pipes = Vec::with_capacity(self.pipes);
         for made in 0..self.pipes {
@@ -198,11 +230,20 @@ impl Failure {
     fn explain(self, pid: Pid, wanted: usize, device: Option<DeviceState>) -> AttachError {
         match (self, device) {
             (Self::Userfaultfd(Errno::EPERM | Errno::EACCES), Some(device)) => {
-                AttachError::UserfaultfdDenied(UserfaultfdDenial { pid, sysctl: sysctl(), device })
+                AttachError::UserfaultfdDenied(UserfaultfdDenial {
+                    pid,
+                    sysctl: sysctl(),
+                    device,
+                })
             }
             (Self::Userfaultfd(Errno::ENOSYS), _) => AttachError::NoUserfaultfd,
             (Self::Userfaultfd(source), _) => AttachError::Userfaultfd { pid, source },
-            (Self::Pipe { made, source }, _) => AttachError::Pipes { pid, made, wanted, source },
+            (Self::Pipe { made, source }, _) => AttachError::Pipes {
+                pid,
+                made,
+                wanted,
+                source,
+            },
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   find memory -> registered by another? -> userfaultfd made in QEMU -> THP off -> parking pipes
-//!                                              |  by /dev/userfaultfd handed over with QMP add-fd
+//!                                              |  by /dev/userfaultfd handed over with QMP getfd
 //!                                              |  else by userfaultfd(2)
 //!   all of it duplicated to us with pidfd_getfd  =>  Attached
 //!

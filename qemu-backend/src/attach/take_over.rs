@@ -1,6 +1,5 @@
 //! A later attach: everything is there, by the numbers that the first one recorded.
 
-use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -48,13 +47,20 @@ pub fn take_over(record: &TakeOver) -> Result<Attached, TakeOverError> {
     let mapping = recorded_mapping(pid, record)?;
 
     let target = &record.in_target;
-    check(pid, target.userfaultfd, "userfaultfd", |link| link == "anon_inode:[userfaultfd]")?;
+    check(pid, target.userfaultfd, "userfaultfd", |link| {
+        link == "anon_inode:[userfaultfd]"
+    })?;
     let userfaultfd = pidfd.get_fd(target.userfaultfd)?;
     let mut pipes = Vec::with_capacity(target.pipes.len());
     for pipe in &target.pipes {
         let other = link(pid, pipe.write).unwrap_or_default();
-        check(pid, pipe.read, "parking pipe", |link| link.starts_with("pipe:") && link == other)?;
-        pipes.push(ParkingPipe { read: pidfd.get_fd(pipe.read)?, write: pidfd.get_fd(pipe.write)? });
+        check(pid, pipe.read, "parking pipe", |link| {
+            link.starts_with("pipe:") && link == other
+        })?;
+        pipes.push(ParkingPipe {
+            read: pidfd.get_fd(pipe.read)?,
+            write: pidfd.get_fd(pipe.write)?,
+        });
     }
     let memory = recorded_memory(&pidfd, &mapping, target.memory)?;
     Ok(Attached {
@@ -74,19 +80,26 @@ pub fn take_over(record: &TakeOver) -> Result<Attached, TakeOverError> {
 fn recorded_mapping(pid: Pid, record: &TakeOver) -> Result<Mapping, TakeOverError> {
     shared_mappings(&read_maps(pid)?)
         .into_iter()
-        .find(|m| m.start == record.base && m.bytes() == record.bytes && m.file_offset == record.file_offset)
-        .ok_or(TakeOverError::NoMapping { pid, base: record.base, bytes: record.bytes })
+        .find(|m| {
+            m.start == record.base
+                && m.bytes() == record.bytes
+                && m.file_offset == record.file_offset
+        })
+        .ok_or(TakeOverError::NoMapping {
+            pid,
+            base: record.base,
+            bytes: record.bytes,
+        })
 }
 
-fn recorded_memory(pidfd: &PidFd, mapping: &Mapping, number: Option<RawFd>) -> Result<OwnedFd, TakeOverError> {
+fn recorded_memory(
+    pidfd: &PidFd,
+    mapping: &Mapping,
+    number: Option<RawFd>,
+) -> Result<OwnedFd, TakeOverError> {
     if let Some(number) = number {
         let fd = pidfd.get_fd(number)?;
-        let stat = nix::sys::stat::fstat(&fd).map_err(|errno| TakeOverError::GetFd(crate::process::GetFdError::Other {
-            pid: pidfd.pid(),
-            number,
-            source: io::Error::from(errno),
-        }))?;
-        if (FileIdentity { device: stat.st_dev, inode: stat.st_ino }) == mapping.file {
+        if FileIdentity::of(&fd).is_ok_and(|file| file == mapping.file) {
             return Ok(fd);
         }
     }
@@ -106,7 +119,11 @@ fn check(
 ) -> Result<(), TakeOverError> {
     // An unreadable link is no verdict: pidfd_getfd right behind it says why.
     match link(pid, number) {
-        Some(link) if !fits(&link) => Err(TakeOverError::Changed { pid, number, expected }),
+        Some(link) if !fits(&link) => Err(TakeOverError::Changed {
+            pid,
+            number,
+            expected,
+        }),
         _ => Ok(()),
     }
 }

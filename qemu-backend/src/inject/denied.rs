@@ -54,7 +54,9 @@ impl PtraceDenial {
         } else {
             let own = geteuid().as_raw();
             let facts = Facts {
-                scope: std::fs::read_to_string(YAMA).ok().and_then(|t| t.trim().parse().ok()),
+                scope: std::fs::read_to_string(YAMA)
+                    .ok()
+                    .and_then(|t| t.trim().parse().ok()),
                 capable: has_capability(CAP_SYS_PTRACE),
                 target: user_of(pid).unwrap_or(own),
                 own,
@@ -78,7 +80,10 @@ impl Facts {
         match self.scope {
             Some(3) => DenialReason::Yama { scope: 3 },
             _ if self.capable => DenialReason::SecurityPolicy,
-            _ if self.target != self.own => DenialReason::OtherUser { target: self.target, own: self.own },
+            _ if self.target != self.own => DenialReason::OtherUser {
+                target: self.target,
+                own: self.own,
+            },
             Some(scope) if scope > 0 => DenialReason::Yama { scope },
             _ => DenialReason::NotDumpable,
         }
@@ -101,10 +106,16 @@ impl fmt::Display for PtraceDenial {
         write!(f, "no permission to trace process {pid}: ")?;
         match &self.reason {
             DenialReason::AlreadyTraced { tracer } => {
-                write!(f, "process {tracer} (a debugger?) traces it already; end that first")
+                write!(
+                    f,
+                    "process {tracer} (a debugger?) traces it already; end that first"
+                )
             }
             DenialReason::Yama { scope: 3 } => {
-                write!(f, "kernel.yama.ptrace_scope is 3, which forbids tracing until the next boot")
+                write!(
+                    f,
+                    "kernel.yama.ptrace_scope is 3, which forbids tracing until the next boot"
+                )
             }
             DenialReason::Yama { scope } => write!(
                 f,
@@ -132,15 +143,30 @@ mod tests {
     use super::*;
 
     fn reason(scope: Option<u8>, capable: bool, target: u32, own: u32) -> DenialReason {
-        Facts { scope, capable, target, own }.reason()
+        Facts {
+            scope,
+            capable,
+            target,
+            own,
+        }
+        .reason()
     }
 
     #[test]
     fn the_deciding_rule_is_named() {
-        assert_eq!(reason(Some(1), false, 7, 7), DenialReason::Yama { scope: 1 });
+        assert_eq!(
+            reason(Some(1), false, 7, 7),
+            DenialReason::Yama { scope: 1 }
+        );
         assert_eq!(reason(Some(3), true, 7, 0), DenialReason::Yama { scope: 3 });
-        assert_eq!(reason(Some(0), false, 0, 7), DenialReason::OtherUser { target: 0, own: 7 });
-        assert_eq!(reason(Some(1), false, 0, 7), DenialReason::OtherUser { target: 0, own: 7 });
+        assert_eq!(
+            reason(Some(0), false, 0, 7),
+            DenialReason::OtherUser { target: 0, own: 7 }
+        );
+        assert_eq!(
+            reason(Some(1), false, 0, 7),
+            DenialReason::OtherUser { target: 0, own: 7 }
+        );
         assert_eq!(reason(None, false, 7, 7), DenialReason::NotDumpable);
         assert_eq!(reason(None, true, 7, 0), DenialReason::SecurityPolicy);
     }
@@ -149,11 +175,25 @@ mod tests {
     fn each_reason_says_what_to_do() {
         let pid = Pid::from_raw(42);
         for (reason, word) in [
-            (DenialReason::Yama { scope: 1 }, "kernel.yama.ptrace_scope=0"),
+            (
+                DenialReason::Yama { scope: 1 },
+                "kernel.yama.ptrace_scope=0",
+            ),
             (DenialReason::Yama { scope: 3 }, "next boot"),
-            (DenialReason::OtherUser { target: 64055, own: 1000 }, "CAP_SYS_PTRACE"),
+            (
+                DenialReason::OtherUser {
+                    target: 64055,
+                    own: 1000,
+                },
+                "CAP_SYS_PTRACE",
+            ),
             (DenialReason::NotDumpable, "CAP_SYS_PTRACE"),
-            (DenialReason::AlreadyTraced { tracer: Pid::from_raw(7) }, "process 7"),
+            (
+                DenialReason::AlreadyTraced {
+                    tracer: Pid::from_raw(7),
+                },
+                "process 7",
+            ),
             (DenialReason::SecurityPolicy, "seccomp"),
         ] {
             let text = PtraceDenial { pid, reason }.to_string();

@@ -73,7 +73,9 @@ pub enum InjectError {
         wanted: &'static str,
     },
     /// The stack of the stopped thread has too little room.
-    #[error("the stack of process {pid} at {stack_pointer:#x} has no {needed} bytes left to borrow")]
+    #[error(
+        "the stack of process {pid} at {stack_pointer:#x} has no {needed} bytes left to borrow"
+    )]
     NoStack {
         /// The target.
         pid: Pid,
@@ -111,7 +113,11 @@ impl InjectError {
     pub(super) fn ptrace(pid: Pid, request: &'static str, source: Errno) -> Self {
         match source {
             Errno::ESRCH => Self::TargetExited { pid },
-            source => Self::Ptrace { pid, request, source },
+            source => Self::Ptrace {
+                pid,
+                request,
+                source,
+            },
         }
     }
 }

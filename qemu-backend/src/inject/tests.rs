@@ -19,7 +19,13 @@ struct Target(Child);
 impl Target {
     fn spawn(command: &mut Command) -> Self {
         die_with_test(command);
-        Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+        Self(
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
     }
     fn cat() -> Self {
         let mut cat = Self::spawn(&mut Command::new("cat"));
@@ -31,9 +37,19 @@ impl Target {
     }
     /// The target still does its work.
     fn assert_echoes(&mut self) {
-        self.0.stdin.as_mut().unwrap().write_all(b"still here\n").unwrap();
+        self.0
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(b"still here\n")
+            .unwrap();
         let mut line = [0; 11];
-        self.0.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        self.0
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut line)
+            .unwrap();
         assert_eq!(&line, b"still here\n");
     }
     fn state(&self) -> char {
@@ -52,7 +68,11 @@ impl Target {
     }
     fn blocked_signals(&self) -> String {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        status.lines().find(|l| l.starts_with("SigBlk")).unwrap().to_owned()
+        status
+            .lines()
+            .find(|l| l.starts_with("SigBlk"))
+            .unwrap()
+            .to_owned()
     }
 }
 
@@ -85,7 +105,10 @@ fn calls_are_made_by_the_target() {
         let parent = getppid(stopped)?;
         let bad = stopped.call(libc::SYS_close, [9999, 0, 0, 0, 0, 0])?;
         let scratch = stopped.scratch();
-        let pipe = stopped.call(libc::SYS_pipe2, [scratch, libc::O_CLOEXEC as u64, 0, 0, 0, 0])?;
+        let pipe = stopped.call(
+            libc::SYS_pipe2,
+            [scratch, libc::O_CLOEXEC as u64, 0, 0, 0, 0],
+        )?;
         let ends: [u8; 8] = stopped.read_scratch()?;
         Ok((parent, bad, pipe, ends))
     })
@@ -107,7 +130,13 @@ fn a_computing_target_computes_right() {
     // Floating point in a loop, so that it is stopped in the middle of user code with live vector registers.
     let program = "BEGIN { print \"go\"; fflush(); for (i = 1; i <= 3000000; i++) s += i * 0.5; printf \"%.1f\\n\", s }";
     let mut target = Target::spawn(Command::new("awk").arg(program));
-    target.0.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    target
+        .0
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut [0; 3])
+        .unwrap();
     let mut injected = 0;
     for _ in 0..200 {
         match while_stopped(target.pid(), LIMIT, getppid) {
@@ -121,7 +150,13 @@ fn a_computing_target_computes_right() {
     }
     assert!(injected > 0);
     let mut text = String::new();
-    target.0.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
+    target
+        .0
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
     assert_eq!(text, "2250000750000.0\n");
 }
 
@@ -137,7 +172,9 @@ fn interrupted_calls_are_restarted_as_by_the_kernel() {
                    signal.sigtimedwait([signal.SIGUSR2], 0.3)\n\
                    print(time.monotonic() - start >= 1.19, flush=True)\n";
     if Command::new("python3").arg("-c").arg("").status().is_err() {
-        return crate::test_support::lacks("python3 is needed for the restart of interrupted calls");
+        return crate::test_support::lacks(
+            "python3 is needed for the restart of interrupted calls",
+        );
     }
     let mut target = Target::spawn(Command::new("python3").args(["-c", program]));
     let mut out = BufReader::new(target.0.stdout.take().unwrap());
@@ -211,7 +248,10 @@ fn a_target_that_dies_in_the_middle_is_told() {
         kill(pid, Signal::SIGKILL).unwrap();
         getppid(stopped)
     });
-    assert!(matches!(result, Err(InjectError::TargetExited { .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(InjectError::TargetExited { .. })),
+        "{result:?}"
+    );
     // We are its parent: its exit status was left for us.
     let mut cat = cat;
     assert_eq!(cat.0.wait().unwrap().signal(), Some(libc::SIGKILL));
@@ -222,7 +262,10 @@ fn a_process_that_is_gone_is_told() {
     let mut child = Command::new("true").spawn().unwrap();
     child.wait().unwrap();
     let result = while_stopped(Pid::from_raw(child.id() as i32), LIMIT, getppid);
-    assert!(matches!(result, Err(InjectError::TargetExited { .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(InjectError::TargetExited { .. })),
+        "{result:?}"
+    );
 }
 
 #[test]
@@ -249,10 +292,13 @@ fn failed_work_leaves_the_target_whole() {
 fn a_second_tracer_is_named() {
     let cat = Target::cat();
     let pid = cat.pid();
-    let second = while_stopped(pid, LIMIT, move |_| Ok(while_stopped(pid, LIMIT, getppid))).unwrap();
+    let second =
+        while_stopped(pid, LIMIT, move |_| Ok(while_stopped(pid, LIMIT, getppid))).unwrap();
     match second.value {
         Err(InjectError::Denied(denial)) => {
-            assert!(matches!(denial.reason, DenialReason::AlreadyTraced { tracer } if tracer != pid));
+            assert!(
+                matches!(denial.reason, DenialReason::AlreadyTraced { tracer } if tracer != pid)
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -262,10 +308,14 @@ fn a_second_tracer_is_named() {
 fn a_target_that_cannot_stop_meets_the_deadline() {
     let mut target = Target::spawn(
         Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "inject::tests::target_in_an_uninterruptible_wait", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "inject::tests::target_in_an_uninterruptible_wait",
+                "--ignored",
+                "--nocapture",
+            ])
             .env("MYCORAM_TEST_WAIT", "1"),
     );
-    // The main thread of a test binary waits for its tests; the one that runs alone is made the main one.
     let mut out = BufReader::new(target.0.stdout.take().unwrap());
     let mut line = String::new();
     while !line.contains("waits") {
@@ -275,7 +325,10 @@ fn a_target_that_cannot_stop_meets_the_deadline() {
     let waiting = Pid::from_raw(line.trim().rsplit(' ').next().unwrap().parse().unwrap());
     let limit = Duration::from_millis(50);
     let result = while_stopped(waiting, limit, getppid);
-    assert!(matches!(result, Err(InjectError::Deadline { .. })), "{result:?}");
+    assert!(
+        matches!(result, Err(InjectError::Deadline { .. })),
+        "{result:?}"
+    );
     // The wait ends: the thread stops for a moment, is let go because nobody waits, and goes on.
     target.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     line.clear();
@@ -320,10 +373,18 @@ fn target_in_an_uninterruptible_wait() {
     let mut stack = vec![0_u8; 256 << 10];
     // SAFETY: as above; the child's main thread is the one that waits, and ends without returning into ours.
     let child = unsafe {
-        libc::clone(wait_for_a_child, stack.as_mut_ptr_range().end.cast(), libc::SIGCHLD, std::ptr::null_mut())
+        libc::clone(
+            wait_for_a_child,
+            stack.as_mut_ptr_range().end.cast(),
+            libc::SIGCHLD,
+            std::ptr::null_mut(),
+        )
     };
     let status = nix::sys::wait::waitpid(Pid::from_raw(child), None).unwrap();
-    assert_eq!(status, nix::sys::wait::WaitStatus::Exited(Pid::from_raw(child), 0));
+    assert_eq!(
+        status,
+        nix::sys::wait::WaitStatus::Exited(Pid::from_raw(child), 0)
+    );
 }
 
 // ---- a tracer that is killed: the test runs itself as that tracer ----
@@ -376,14 +437,23 @@ fn run_dying_tracer(place: &str, pid: Pid) {
     let mut tracer = Command::new(std::env::current_exe().unwrap());
     die_with_test(&mut tracer);
     let status = tracer
-        .args(["--exact", "inject::tests::tracer_that_is_killed", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "inject::tests::tracer_that_is_killed",
+            "--ignored",
+            "--nocapture",
+        ])
         .env(DIE_AT, place)
         .env(DIE_TARGET, pid.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .unwrap();
-    assert_eq!(status.signal(), Some(libc::SIGKILL), "the tracer was to be killed at {place}");
+    assert_eq!(
+        status.signal(),
+        Some(libc::SIGKILL),
+        "the tracer was to be killed at {place}"
+    );
 }
 
 #[test]
@@ -403,10 +473,22 @@ fn a_killed_tracer_leaves_vector_registers_whole() {
     let program = "BEGIN { print \"go\"; fflush(); for (i = 1; i <= 3000000; i++) s += i * 0.5; printf \"%.1f\\n\", s }";
     for place in ["prepared", "called"] {
         let mut target = Target::spawn(Command::new("awk").arg(program));
-        target.0.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+        target
+            .0
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut [0; 3])
+            .unwrap();
         run_dying_tracer(place, target.pid());
         let mut text = String::new();
-        target.0.stdout.as_mut().unwrap().read_to_string(&mut text).unwrap();
+        target
+            .0
+            .stdout
+            .as_mut()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, "2250000750000.0\n", "killed when {place}");
     }
 }

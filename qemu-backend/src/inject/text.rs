@@ -37,8 +37,10 @@ pub(super) fn find_gadgets(pid: Pid, memory: &File) -> Result<Gadgets, InjectErr
             continue;
         }
         searched += 1;
-        syscall = syscall.or_else(|| find(&text, arch::SYSCALL_RETURN).map(|at| mapping.start + at));
-        restorer = restorer.or_else(|| find(&text, arch::SIGNAL_RESTORER).map(|at| mapping.start + at));
+        syscall =
+            syscall.or_else(|| find(&text, arch::SYSCALL_RETURN).map(|at| mapping.start + at));
+        restorer =
+            restorer.or_else(|| find(&text, arch::SIGNAL_RESTORER).map(|at| mapping.start + at));
         if let (Some(syscall), Some(restorer)) = (syscall, restorer) {
             return Ok(Gadgets { syscall, restorer });
         }
@@ -47,7 +49,11 @@ pub(super) fn find_gadgets(pid: Pid, memory: &File) -> Result<Gadgets, InjectErr
         // Its address space is gone already: it is on its way out.
         return Err(InjectError::TargetExited { pid });
     }
-    let wanted = if syscall.is_none() { "system call instruction" } else { "signal restorer" };
+    let wanted = if syscall.is_none() {
+        "system call instruction"
+    } else {
+        "signal restorer"
+    };
     Err(InjectError::NoInstruction { pid, wanted })
 }
 
@@ -67,7 +73,9 @@ fn find(text: &[u8], pattern: &[u8]) -> Option<u64> {
     text.iter()
         .enumerate()
         .find(|&(at, &byte)| {
-            byte == first && at % arch::INSTRUCTION_ALIGNMENT == 0 && text[at..].starts_with(pattern)
+            byte == first
+                && at.is_multiple_of(arch::INSTRUCTION_ALIGNMENT)
+                && text[at..].starts_with(pattern)
         })
         .map(|(at, _)| at as u64)
 }

@@ -67,7 +67,12 @@ impl Seized {
     fn seize(pid: Pid) -> Result<Self, InjectError> {
         // TRACESYSGOOD tells call stops from signals. EXITKILL must never be set: see mod.rs.
         match ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD) {
-            Ok(()) => Ok(Self { pid, stop_again: false, stopped: false, detached: false }),
+            Ok(()) => Ok(Self {
+                pid,
+                stop_again: false,
+                stopped: false,
+                detached: false,
+            }),
             Err(Errno::EPERM) => Err(InjectError::Denied(PtraceDenial::explain(pid))),
             Err(source) => Err(InjectError::ptrace(pid, "SEIZE", source)),
         }
@@ -86,7 +91,12 @@ impl Seized {
         self.stopped = false;
         // SAFETY: PTRACE_CONT takes integers only; real-time signals have no `Signal`, so not through nix.
         let done = unsafe {
-            libc::ptrace(libc::PTRACE_CONT, self.pid.as_raw(), 0 as libc::c_long, libc::c_long::from(signal))
+            libc::ptrace(
+                libc::PTRACE_CONT,
+                self.pid.as_raw(),
+                0 as libc::c_long,
+                libc::c_long::from(signal),
+            )
         };
         self.check("CONT", Errno::result(done).map(drop))
     }
@@ -119,7 +129,10 @@ impl Seized {
             return Err(InjectError::UnexpectedStop { pid, status });
         }
         self.stopped = true;
-        Ok(Stop { signal: status & 0xff, event: status >> 8 })
+        Ok(Stop {
+            signal: status & 0xff,
+            event: status >> 8,
+        })
     }
 
     /// Waits for the stop that [`Self::interrupt`] asked for; signals that come first are passed on.
@@ -196,7 +209,13 @@ impl<'a> Stopped<'a> {
         let mut seized = Seized::seize(pid)?;
         let memory = match memory {
             Ok(memory) => memory,
-            Err(source) => return Err(InjectError::Memory { pid, address: 0, source }),
+            Err(source) => {
+                return Err(InjectError::Memory {
+                    pid,
+                    address: 0,
+                    source,
+                });
+            }
         };
         let gadgets = find_gadgets(pid, &memory)?;
 
@@ -204,7 +223,10 @@ impl<'a> Stopped<'a> {
         seized.interrupt()?;
         seized.wait_interrupted(true)?;
         if abandoned.load(Ordering::Acquire) {
-            return Err(InjectError::Deadline { pid, limit: since.elapsed() });
+            return Err(InjectError::Deadline {
+                pid,
+                limit: since.elapsed(),
+            });
         }
         let saved = arch::Saved::read(pid)?;
         let layout = saved.layout().ok_or(InjectError::NoStack {
@@ -212,10 +234,22 @@ impl<'a> Stopped<'a> {
             stack_pointer: saved.stack_pointer(),
             needed: SCRATCH_BYTES as u64,
         })?;
-        let stopped = Self { seized, saved, layout, gadgets, memory, abandoned, since, disturbed: false };
+        let stopped = Self {
+            seized,
+            saved,
+            layout,
+            gadgets,
+            memory,
+            abandoned,
+            since,
+            disturbed: false,
+        };
         stopped.check_stack()?;
         // Below the red zone, so nobody's bytes: written before any register points there.
-        stopped.write(stopped.layout.scratch, &stopped.saved.image(&layout, &gadgets))?;
+        stopped.write(
+            stopped.layout.scratch,
+            &stopped.saved.image(&layout, &gadgets),
+        )?;
         Ok(stopped)
     }
 
@@ -247,18 +281,27 @@ impl<'a> Stopped<'a> {
     pub fn read_scratch<const N: usize>(&self) -> Result<[u8; N], InjectError> {
         const { assert!(N <= SCRATCH_BYTES) };
         let mut bytes = [0; N];
-        self.memory.read_exact_at(&mut bytes, self.layout.scratch).map_err(|source| InjectError::Memory {
-            pid: self.seized.pid,
-            address: self.layout.scratch,
-            source,
-        })?;
+        self.memory
+            .read_exact_at(&mut bytes, self.layout.scratch)
+            .map_err(|source| InjectError::Memory {
+                pid: self.seized.pid,
+                address: self.layout.scratch,
+                source,
+            })?;
         Ok(bytes)
     }
 
     /// Lets the thread make one system call. The outer error is ours, the inner one the call's own answer.
-    pub fn call(&mut self, number: i64, arguments: [u64; 6]) -> Result<Result<u64, Errno>, InjectError> {
+    pub fn call(
+        &mut self,
+        number: i64,
+        arguments: [u64; 6],
+    ) -> Result<Result<u64, Errno>, InjectError> {
         if self.abandoned.load(Ordering::Acquire) {
-            return Err(InjectError::Deadline { pid: self.seized.pid, limit: self.stopped_for() });
+            return Err(InjectError::Deadline {
+                pid: self.seized.pid,
+                limit: self.stopped_for(),
+            });
         }
         self.prepare(number, arguments)?;
         self.enter_call()?;
@@ -268,7 +311,13 @@ impl<'a> Stopped<'a> {
     /// Everything up to the point where the thread would make the call.
     pub(super) fn prepare(&mut self, number: i64, arguments: [u64; 6]) -> Result<(), InjectError> {
         self.disturbed = true;
-        self.saved.prepare_call(self.seized.pid, &self.layout, &self.gadgets, number, arguments)?;
+        self.saved.prepare_call(
+            self.seized.pid,
+            &self.layout,
+            &self.gadgets,
+            number,
+            arguments,
+        )?;
         // Behind the registers: if we die between the two, the frame gives the thread its mask back.
         set_signal_mask(self.seized.pid, ALL_SIGNALS)
     }
@@ -317,19 +366,36 @@ impl<'a> Stopped<'a> {
         let pid = self.seized.pid;
         let (low, high) = (self.layout.scratch, self.layout.end);
         let fits = read_maps(pid)?.iter().any(|m| {
-            m.start <= low && high <= m.end && matches!(m.permissions, Permissions { read: true, write: true, .. })
+            m.start <= low
+                && high <= m.end
+                && matches!(
+                    m.permissions,
+                    Permissions {
+                        read: true,
+                        write: true,
+                        ..
+                    }
+                )
         });
         if fits {
             Ok(())
         } else {
-            Err(InjectError::NoStack { pid, stack_pointer: self.saved.stack_pointer(), needed: high - low })
+            Err(InjectError::NoStack {
+                pid,
+                stack_pointer: self.saved.stack_pointer(),
+                needed: high - low,
+            })
         }
     }
 
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), InjectError> {
         self.memory
             .write_all_at(bytes, address)
-            .map_err(|source| InjectError::Memory { pid: self.seized.pid, address, source })
+            .map_err(|source| InjectError::Memory {
+                pid: self.seized.pid,
+                address,
+                source,
+            })
     }
 }
 
@@ -346,7 +412,14 @@ fn wait_id(pid: Pid, options: libc::c_int) -> Result<(i32, i32), InjectError> {
         // SAFETY: siginfo_t is plain data; all zero is a value of it.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: `info` lives through the call and has the type that waitid writes.
-        let done = unsafe { libc::waitid(libc::P_PID, pid.as_raw() as libc::id_t, &raw mut info, options) };
+        let done = unsafe {
+            libc::waitid(
+                libc::P_PID,
+                pid.as_raw() as libc::id_t,
+                &raw mut info,
+                options,
+            )
+        };
         match Errno::result(done) {
             // SAFETY: waitid succeeded, so the fields of the SIGCHLD variant are the ones in use.
             Ok(_) => return Ok((info.si_code, unsafe { info.si_status() })),
@@ -358,11 +431,25 @@ fn wait_id(pid: Pid, options: libc::c_int) -> Result<(i32, i32), InjectError> {
 }
 
 /// A register set of a stopped thread, as long as the kernel makes it.
-pub(super) fn get_register_set(pid: Pid, set: libc::c_int, max_bytes: usize) -> Result<Vec<u8>, InjectError> {
+pub(super) fn get_register_set(
+    pid: Pid,
+    set: libc::c_int,
+    max_bytes: usize,
+) -> Result<Vec<u8>, InjectError> {
     let mut bytes = vec![0_u8; max_bytes];
-    let mut window = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut window = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
     // SAFETY: the iovec describes `bytes`, which outlives the call; the kernel writes no more than iov_len.
-    let done = unsafe { libc::ptrace(libc::PTRACE_GETREGSET, pid.as_raw(), libc::c_long::from(set), &raw mut window) };
+    let done = unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETREGSET,
+            pid.as_raw(),
+            libc::c_long::from(set),
+            &raw mut window,
+        )
+    };
     Errno::result(done).map_err(|source| InjectError::ptrace(pid, "GETREGSET", source))?;
     bytes.truncate(window.iov_len);
     Ok(bytes)
@@ -372,14 +459,28 @@ pub(super) fn get_register_set(pid: Pid, set: libc::c_int, max_bytes: usize) -> 
 pub(super) fn get_signal_mask(pid: Pid) -> Result<u64, InjectError> {
     let mut mask = 0_u64;
     // SAFETY: the kernel writes the 8 bytes that are announced in the third argument.
-    let done = unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, pid.as_raw(), size_of::<u64>(), &raw mut mask) };
+    let done = unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETSIGMASK,
+            pid.as_raw(),
+            size_of::<u64>(),
+            &raw mut mask,
+        )
+    };
     Errno::result(done).map_err(|source| InjectError::ptrace(pid, "GETSIGMASK", source))?;
     Ok(mask)
 }
 
 fn set_signal_mask(pid: Pid, mask: u64) -> Result<(), InjectError> {
     // SAFETY: the kernel reads the 8 bytes that are announced in the third argument.
-    let done = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, pid.as_raw(), size_of::<u64>(), &raw const mask) };
+    let done = unsafe {
+        libc::ptrace(
+            libc::PTRACE_SETSIGMASK,
+            pid.as_raw(),
+            size_of::<u64>(),
+            &raw const mask,
+        )
+    };
     Errno::result(done)
         .map(drop)
         .map_err(|source| InjectError::ptrace(pid, "SETSIGMASK", source))

@@ -45,7 +45,8 @@ where
         .spawn({
             let abandoned = Arc::clone(&abandoned);
             move || {
-                let result = trace(pid, &abandoned, work).map_err(|error| of_a_dead_target(pid, error));
+                let result =
+                    trace(pid, &abandoned, work).map_err(|error| of_a_dead_target(pid, error));
                 // Nobody receives if the deadline has passed: then the value is dropped here.
                 let _ = answer.send(result);
             }

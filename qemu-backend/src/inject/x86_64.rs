@@ -47,8 +47,10 @@ const FRAME_FPSTATE: usize = FRAME_SEGMENTS + 8 + 4 * 8;
 const FRAME_SIGMASK: usize = FRAME_FPSTATE + 8 + 64;
 const FRAME_BYTES: usize = FRAME_SIGMASK + 8;
 
-const _: () = assert!(FRAME_GREGS - FRAME_UCONTEXT == std::mem::offset_of!(libc::ucontext_t, uc_mcontext));
-const _: () = assert!(FRAME_SIGMASK - FRAME_UCONTEXT == std::mem::offset_of!(libc::ucontext_t, uc_sigmask));
+const _: () =
+    assert!(FRAME_GREGS - FRAME_UCONTEXT == std::mem::offset_of!(libc::ucontext_t, uc_mcontext));
+const _: () =
+    assert!(FRAME_SIGMASK - FRAME_UCONTEXT == std::mem::offset_of!(libc::ucontext_t, uc_sigmask));
 
 // What the kernel leaves in rax of a call that it means to restart (linux/errno.h; never seen by programs).
 const ERESTARTSYS: i64 = -512;
@@ -90,7 +92,8 @@ impl Saved {
 
     /// Writes the general registers back; the others were never touched.
     pub(super) fn restore_registers(&self, pid: Pid) -> Result<(), InjectError> {
-        ptrace::setregs(pid, self.registers).map_err(|source| InjectError::ptrace(pid, "SETREGS", source))
+        ptrace::setregs(pid, self.registers)
+            .map_err(|source| InjectError::ptrace(pid, "SETREGS", source))
     }
 
     /// The mask of signals that the thread had blocked.
@@ -106,10 +109,18 @@ impl Saved {
     /// Places our things below the stack; `None` if the stack pointer is nonsense.
     pub(super) fn layout(&self) -> Option<Layout> {
         let end = self.registers.rsp.checked_sub(RED_ZONE_BYTES)?;
-        let xstate = align_down(end.checked_sub(self.xstate.len() as u64 + 4)?, XSTATE_ALIGNMENT);
+        let xstate = align_down(
+            end.checked_sub(self.xstate.len() as u64 + 4)?,
+            XSTATE_ALIGNMENT,
+        );
         let frame = align_down(xstate.checked_sub(FRAME_BYTES as u64)?, 16);
         let scratch = align_down(frame.checked_sub(SCRATCH_BYTES as u64)?, 16);
-        Some(Layout { scratch, frame, xstate, end })
+        Some(Layout {
+            scratch,
+            frame,
+            xstate,
+            end,
+        })
     }
 
     /// The bytes from `layout.scratch` on: scratch, frame, vector registers.
@@ -125,7 +136,9 @@ impl Saved {
             // ptrace leaves the feature bits at +8 of what is the magic's place in a frame: they
             // stand first in its software bytes, at the same spot a frame has magic and size.
             let features = u64::from_le_bytes(
-                self.xstate[XSTATE_SOFTWARE_OFFSET..XSTATE_SOFTWARE_OFFSET + 8].try_into().unwrap_or_default(),
+                self.xstate[XSTATE_SOFTWARE_OFFSET..XSTATE_SOFTWARE_OFFSET + 8]
+                    .try_into()
+                    .unwrap_or_default(),
             );
             let software = &mut image[xstate + XSTATE_SOFTWARE_OFFSET..];
             software[0..4].copy_from_slice(&XSTATE_MAGIC1.to_le_bytes());
@@ -141,13 +154,17 @@ impl Saved {
         let r = &self.registers;
         let (rip, rax) = resume_point(r);
         let mut frame = [0; FRAME_BYTES];
-        let mut put = |at: usize, value: u64| frame[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        let mut put =
+            |at: usize, value: u64| frame[at..at + 8].copy_from_slice(&value.to_le_bytes());
         put(0, gadgets.restorer);
-        put(FRAME_UCONTEXT, UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS);
+        put(
+            FRAME_UCONTEXT,
+            UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS,
+        );
         // The alternate signal stack stays zero: the kernel refuses a stack of no size and keeps the old one.
         let gregs = [
-            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, rax, r.rcx, r.rsp, rip,
-            r.eflags,
+            r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx,
+            r.rdx, rax, r.rcx, r.rsp, rip, r.eflags,
         ];
         for (index, value) in gregs.into_iter().enumerate() {
             put(FRAME_GREGS + index * 8, value);
@@ -173,14 +190,23 @@ impl Saved {
         // Not in a call: the kernel must not restart the interrupted one with our registers.
         registers.orig_rax = u64::MAX;
         registers.rax = number as u64;
-        [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = arguments;
-        ptrace::setregs(pid, registers).map_err(|source| InjectError::ptrace(pid, "SETREGS", source))
+        [
+            registers.rdi,
+            registers.rsi,
+            registers.rdx,
+            registers.r10,
+            registers.r8,
+            registers.r9,
+        ] = arguments;
+        ptrace::setregs(pid, registers)
+            .map_err(|source| InjectError::ptrace(pid, "SETREGS", source))
     }
 }
 
 /// What the thread's call gave, at its exit stop.
 pub(super) fn call_result(pid: Pid) -> Result<i64, InjectError> {
-    let registers = ptrace::getregs(pid).map_err(|source| InjectError::ptrace(pid, "GETREGS", source))?;
+    let registers =
+        ptrace::getregs(pid).map_err(|source| InjectError::ptrace(pid, "GETREGS", source))?;
     Ok(registers.rax as i64)
 }
 

@@ -41,7 +41,9 @@ pub fn shared_mappings(maps: &[Mapping]) -> Vec<Mapping> {
     let mut found: Vec<Mapping> = Vec::new();
     for mapping in maps {
         let p = mapping.permissions;
-        if !(p.shared && p.read && p.write && !p.execute && mapping.file.inode != 0) || mapping.name.starts_with("/dev/dri") {
+        if !(p.shared && p.read && p.write && !p.execute && mapping.file.inode != 0)
+            || mapping.name.starts_with("/dev/dri")
+        {
             continue;
         }
         match found.last_mut() {
@@ -74,11 +76,15 @@ pub(super) fn meant_backend<'a>(
     };
     match fitting[..] {
         [one] => Ok(one),
-        [] if backends.iter().any(|b| b.share) => {
-            Err(FindMemoryError::NoMatch { pid, candidates: backends.len() })
-        }
+        [] if backends.iter().any(|b| b.share) => Err(FindMemoryError::NoMatch {
+            pid,
+            candidates: backends.len(),
+        }),
         [] => Err(FindMemoryError::NoSharedBackend { pid }),
-        _ => Err(FindMemoryError::Ambiguous { pid, count: fitting.len() }),
+        _ => Err(FindMemoryError::Ambiguous {
+            pid,
+            count: fitting.len(),
+        }),
     }
 }
 
@@ -96,7 +102,10 @@ pub fn choose(
         return Err(if backend.id.contains('.') {
             FindMemoryError::NoSharedBackend { pid }
         } else {
-            FindMemoryError::Private { pid, id: backend.id.clone() }
+            FindMemoryError::Private {
+                pid,
+                id: backend.id.clone(),
+            }
         });
     }
     if candidates.is_empty() {
@@ -119,8 +128,14 @@ pub fn choose(
         .collect();
     match fitting[..] {
         [one] => Ok(one.clone()),
-        [] => Err(FindMemoryError::NoMatch { pid, candidates: candidates.len() }),
-        _ => Err(FindMemoryError::Ambiguous { pid, count: fitting.len() }),
+        [] => Err(FindMemoryError::NoMatch {
+            pid,
+            candidates: candidates.len(),
+        }),
+        _ => Err(FindMemoryError::Ambiguous {
+            pid,
+            count: fitting.len(),
+        }),
     }
 }
 
@@ -136,7 +151,12 @@ mod tests {
     }
 
     fn backend(bytes: u64, shared: bool, path: Option<&str>) -> Backend {
-        Backend { id: "mem".into(), bytes, shared, path: path.map(PathBuf::from) }
+        Backend {
+            id: "mem".into(),
+            bytes,
+            shared,
+            path: path.map(PathBuf::from),
+        }
     }
 
     const TWO: &str = "\
@@ -158,7 +178,13 @@ mod tests {
     #[test]
     fn size_and_path_decide() {
         let two = candidates(TWO);
-        let chosen = choose(PID, &MemoryChoice::Main, Some(&backend(64 << 20, true, None)), &two).unwrap();
+        let chosen = choose(
+            PID,
+            &MemoryChoice::Main,
+            Some(&backend(64 << 20, true, None)),
+            &two,
+        )
+        .unwrap();
         assert_eq!(chosen.start, 0x7f00_1000_0000);
         let chosen = choose(PID, &MemoryChoice::Bytes(128 << 20), None, &two).unwrap();
         assert_eq!(chosen.start, 0x7f00_0000_0000);
@@ -177,10 +203,19 @@ mod tests {
 
     #[test]
     fn private_memory_is_refused_with_the_words_to_add() {
-        let error = choose(PID, &MemoryChoice::Main, Some(&backend(64 << 20, false, None)), &[]).unwrap_err();
+        let error = choose(
+            PID,
+            &MemoryChoice::Main,
+            Some(&backend(64 << 20, false, None)),
+            &[],
+        )
+        .unwrap_err();
         assert!(matches!(error, FindMemoryError::Private { .. }));
         assert!(error.to_string().contains("share=on"));
-        let unnamed = Backend { id: "pc.ram".into(), ..backend(64 << 20, false, None) };
+        let unnamed = Backend {
+            id: "pc.ram".into(),
+            ..backend(64 << 20, false, None)
+        };
         let error = choose(PID, &MemoryChoice::Main, Some(&unnamed), &[]).unwrap_err();
         assert!(matches!(error, FindMemoryError::NoSharedBackend { .. }));
         assert!(error.to_string().contains("-object memory-backend-memfd"));
@@ -192,13 +227,29 @@ mod tests {
 
     #[test]
     fn the_meant_backend_is_the_machines_own() {
-        let make = |id: &str, size, share| MemoryBackend { id: Some(id.into()), size, share };
-        let backends = [make("a", 1 << 20, true), make("b", 2 << 20, true), make("c", 1 << 20, false)];
-        let meant = |choice: &MemoryChoice, main| meant_backend(PID, choice, &backends, main).map(|b| b.id.clone().unwrap());
+        let make = |id: &str, size, share| MemoryBackend {
+            id: Some(id.into()),
+            size,
+            share,
+        };
+        let backends = [
+            make("a", 1 << 20, true),
+            make("b", 2 << 20, true),
+            make("c", 1 << 20, false),
+        ];
+        let meant = |choice: &MemoryChoice, main| {
+            meant_backend(PID, choice, &backends, main).map(|b| b.id.clone().unwrap())
+        };
         assert_eq!(meant(&MemoryChoice::Main, Some("b")).unwrap(), "b");
-        assert_eq!(meant(&MemoryChoice::Id("c".into()), Some("b")).unwrap(), "c");
+        assert_eq!(
+            meant(&MemoryChoice::Id("c".into()), Some("b")).unwrap(),
+            "c"
+        );
         assert_eq!(meant(&MemoryChoice::Bytes(2 << 20), None).unwrap(), "b");
-        assert!(matches!(meant(&MemoryChoice::Main, None), Err(FindMemoryError::Ambiguous { count: 2, .. })));
+        assert!(matches!(
+            meant(&MemoryChoice::Main, None),
+            Err(FindMemoryError::Ambiguous { count: 2, .. })
+        ));
         assert!(matches!(
             meant(&MemoryChoice::Id("x".into()), None),
             Err(FindMemoryError::NoMatch { .. })

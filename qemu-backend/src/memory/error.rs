@@ -59,7 +59,9 @@ pub enum FindMemoryError {
         file_system: i64,
     },
     /// The memory is made of huge pages.
-    #[error("the memory of QEMU {pid} is made of huge pages ({page_bytes} bytes); start it without hugetlb=on, on a plain tmpfs or memfd")]
+    #[error(
+        "the memory of QEMU {pid} is made of huge pages ({page_bytes} bytes); start it without hugetlb=on, on a plain tmpfs or memfd"
+    )]
     HugePages {
         /// QEMU.
         pid: Pid,

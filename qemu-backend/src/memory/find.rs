@@ -8,8 +8,8 @@ use nix::sys::statfs::fstatfs;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::choose::{Backend, MemoryChoice, choose, meant_backend, shared_mappings};
 use super::FindMemoryError;
+use super::choose::{Backend, MemoryChoice, choose, meant_backend, shared_mappings};
 use crate::process::{Mapping, MapsError, PidFd, open_mapping, read_maps};
 use crate::qmp::{Qmp, QmpError};
 
@@ -44,7 +44,12 @@ pub fn find_memory(
     let mapping = choose(pid, choice, backend.as_ref(), &candidates)?;
     let (file, target_fd) = open_mapping(pid, pidfd, &mapping)?;
     check_file_system(pid, &file)?;
-    Ok(GuestMemory { mapping, file, target_fd, backend: backend.map(|b| b.id) })
+    Ok(GuestMemory {
+        mapping,
+        file,
+        target_fd,
+        backend: backend.map(|b| b.id),
+    })
 }
 
 fn ask(pid: Pid, qmp: &mut Qmp, choice: &MemoryChoice) -> Result<Backend, FindMemoryError> {
@@ -52,18 +57,33 @@ fn ask(pid: Pid, qmp: &mut Qmp, choice: &MemoryChoice) -> Result<Backend, FindMe
     let main = qmp.main_memory_id()?;
     if let MemoryChoice::Path(wanted) = choice {
         for backend in &backends {
-            let Some(id) = backend.id.as_deref() else { continue };
+            let Some(id) = backend.id.as_deref() else {
+                continue;
+            };
             let path = backend_path(qmp, id)?;
             if path.as_ref() == Some(wanted) {
-                return Ok(Backend { id: id.into(), bytes: backend.size, shared: backend.share, path });
+                return Ok(Backend {
+                    id: id.into(),
+                    bytes: backend.size,
+                    shared: backend.share,
+                    path,
+                });
             }
         }
-        return Err(FindMemoryError::NoMatch { pid, candidates: backends.len() });
+        return Err(FindMemoryError::NoMatch {
+            pid,
+            candidates: backends.len(),
+        });
     }
     let meant = meant_backend(pid, choice, &backends, main.as_deref())?;
     let id = meant.id.clone().unwrap_or_default();
     let path = backend_path(qmp, &id)?;
-    Ok(Backend { id, bytes: meant.size, shared: meant.share, path })
+    Ok(Backend {
+        id,
+        bytes: meant.size,
+        shared: meant.share,
+        path,
+    })
 }
 
 /// The path of a memory-backend-file; the other kinds have none.
@@ -80,7 +100,10 @@ fn check_file_system(pid: Pid, file: &OwnedFd) -> Result<(), FindMemoryError> {
     let stat = fstatfs(file).map_err(|errno| FindMemoryError::Stat(errno.into()))?;
     match stat.filesystem_type().0 as i64 & 0xffff_ffff {
         TMPFS_MAGIC => Ok(()),
-        HUGETLBFS_MAGIC => Err(FindMemoryError::HugePages { pid, page_bytes: stat.block_size() as u64 }),
+        HUGETLBFS_MAGIC => Err(FindMemoryError::HugePages {
+            pid,
+            page_bytes: stat.block_size() as u64,
+        }),
         file_system => Err(FindMemoryError::FileSystem { pid, file_system }),
     }
 }
@@ -95,7 +118,11 @@ pub fn is_registered(pid: Pid, mapping: &Mapping) -> Result<bool, MapsError> {
     for line in BufReader::new(file).lines() {
         let line = line.map_err(read)?;
         if let Some(flags) = line.strip_prefix("VmFlags:") {
-            if inside && flags.split_ascii_whitespace().any(|f| matches!(f, "um" | "uw" | "ui")) {
+            if inside
+                && flags
+                    .split_ascii_whitespace()
+                    .any(|f| matches!(f, "um" | "uw" | "ui"))
+            {
                 return Ok(true);
             }
         } else if let Some((start, _)) = line.split_once('-')

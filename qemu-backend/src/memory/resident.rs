@@ -14,7 +14,11 @@ pub struct ResidentError(#[from] io::Error);
 ///
 /// Asked with SEEK_DATA and SEEK_HOLE, so nothing is touched. A QEMU that runs adds pages meanwhile:
 /// register the faults first, then ask.
-pub fn resident_runs(file: impl AsFd, from: u64, bytes: u64) -> Result<Vec<(u64, u64)>, ResidentError> {
+pub fn resident_runs(
+    file: impl AsFd,
+    from: u64,
+    bytes: u64,
+) -> Result<Vec<(u64, u64)>, ResidentError> {
     let file = file.as_fd();
     let end = from.saturating_add(bytes);
     let mut runs = Vec::new();
@@ -60,7 +64,10 @@ mod tests {
             resident_runs(&file, 0, 1 << 20).unwrap(),
             [(3 * 4096, 2 * 4096), (9 * 4096, 4096), (255 * 4096, 4096)]
         );
-        assert_eq!(resident_runs(&file, 4 * 4096, 4096).unwrap(), [(4 * 4096, 4096)]);
+        assert_eq!(
+            resident_runs(&file, 4 * 4096, 4096).unwrap(),
+            [(4 * 4096, 4096)]
+        );
         assert_eq!(resident_runs(&file, 0, 2 << 20).unwrap().len(), 3);
     }
 }

@@ -49,7 +49,10 @@ impl ProcessIdentity {
             .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19))
             .and_then(|field| field.parse().ok())
             .ok_or(IdentityError::Form { pid })?;
-        Ok(Self { pid: pid.as_raw(), start_ticks })
+        Ok(Self {
+            pid: pid.as_raw(),
+            start_ticks,
+        })
     }
 
     /// This process.
@@ -63,7 +66,10 @@ impl ProcessIdentity {
         let pid = Pid::from_raw(self.pid);
         let zombie = read(pid, "stat")
             .ok()
-            .and_then(|text| text.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next()))
+            .and_then(|text| {
+                text.rsplit_once(')')
+                    .and_then(|(_, rest)| rest.trim_start().chars().next())
+            })
             .is_none_or(|state| matches!(state, 'Z' | 'X'));
         !zombie && Self::of(pid).is_ok_and(|now| now == *self)
     }
@@ -72,7 +78,10 @@ impl ProcessIdentity {
 /// The process that traces `pid`, if one does.
 pub fn tracer_of(pid: Pid) -> Result<Option<Pid>, IdentityError> {
     let value = status_field(pid, "TracerPid:")?;
-    let raw: i32 = value.trim().parse().map_err(|_| IdentityError::Form { pid })?;
+    let raw: i32 = value
+        .trim()
+        .parse()
+        .map_err(|_| IdentityError::Form { pid })?;
     Ok((raw != 0).then(|| Pid::from_raw(raw)))
 }
 
@@ -97,7 +106,10 @@ fn status_field(pid: Pid, name: &str) -> Result<String, IdentityError> {
 fn read(pid: Pid, file: &str) -> Result<String, IdentityError> {
     match std::fs::read(format!("/proc/{pid}/{file}")) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(source) if source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH) => {
+        Err(source)
+            if source.kind() == io::ErrorKind::NotFound
+                || source.raw_os_error() == Some(libc::ESRCH) =>
+        {
             Err(IdentityError::Gone { pid })
         }
         Err(source) => Err(IdentityError::Read { pid, source }),
@@ -113,7 +125,10 @@ mod tests {
         let own = ProcessIdentity::own().unwrap();
         assert!(own.is_alive());
         assert_eq!(tracer_of(Pid::this()).unwrap(), None);
-        assert_eq!(user_of(Pid::this()).unwrap(), nix::unistd::getuid().as_raw());
+        assert_eq!(
+            user_of(Pid::this()).unwrap(),
+            nix::unistd::getuid().as_raw()
+        );
     }
 
     #[test]

@@ -84,7 +84,8 @@ pub enum MapsError {
 
 /// All mappings of `pid`, in the order of their addresses.
 pub fn read_maps(pid: Pid) -> Result<Vec<Mapping>, MapsError> {
-    let text = std::fs::read(format!("/proc/{pid}/maps")).map_err(|source| MapsError::Read { pid, source })?;
+    let text = std::fs::read(format!("/proc/{pid}/maps"))
+        .map_err(|source| MapsError::Read { pid, source })?;
     parse_maps(&String::from_utf8_lossy(&text)).map_err(|line| MapsError::Form { pid, line })
 }
 
@@ -122,7 +123,10 @@ fn parse_line(line: &str) -> Option<Mapping> {
         },
         file_offset: u64::from_str_radix(offset, 16).ok()?,
         file: FileIdentity {
-            device: libc::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
+            device: libc::makedev(
+                u32::from_str_radix(major, 16).ok()?,
+                u32::from_str_radix(minor, 16).ok()?,
+            ),
             inode: inode.parse().ok()?,
         },
         name: rest.trim_start().to_owned(),
@@ -146,20 +150,34 @@ mod tests {
     fn lines_become_mappings() {
         let maps = parse_maps(TEXT).unwrap();
         assert_eq!(maps.len(), 5);
-        assert!(maps[0].permissions.shared && maps[0].permissions.write && !maps[0].permissions.execute);
+        assert!(
+            maps[0].permissions.shared && maps[0].permissions.write && !maps[0].permissions.execute
+        );
         assert_eq!(maps[0].bytes(), 128 << 20);
         assert!(maps[0].is_continued_by(&maps[1]));
         assert!(!maps[1].is_continued_by(&maps[2]));
-        assert_eq!(maps[0].path().unwrap(), PathBuf::from("/memfd:memory-backend-memfd"));
+        assert_eq!(
+            maps[0].path().unwrap(),
+            PathBuf::from("/memfd:memory-backend-memfd")
+        );
         assert_eq!(maps[2].path(), None);
         assert_eq!(maps[3].name, "");
         assert_eq!(maps[4].name, "/opt/a name with  spaces");
-        assert_eq!(maps[4].file, FileIdentity { device: libc::makedev(0xfe, 0), inode: 247_030 });
+        assert_eq!(
+            maps[4].file,
+            FileIdentity {
+                device: libc::makedev(0xfe, 0),
+                inode: 247_030
+            }
+        );
     }
 
     #[test]
     fn a_malformed_line_is_named() {
-        assert_eq!(parse_maps("7f1e98000000-7f1ea0000000 rw-s 0 00:01 7\nrubbish\n"), Err(2));
+        assert_eq!(
+            parse_maps("7f1e98000000-7f1ea0000000 rw-s 0 00:01 7\nrubbish\n"),
+            Err(2)
+        );
         assert_eq!(parse_maps("2000-1000 rw-s 0 00:01 7\n"), Err(1));
         assert_eq!(parse_maps("1000-2000 rw 0 00:01 7\n"), Err(1));
     }

@@ -44,7 +44,9 @@ pub enum PidFdError {
         source: IdentityError,
     },
     /// The pid belongs to another process by now.
-    #[error("process {pid} is another one than the one that was meant (it started at {found} ticks, not {expected})")]
+    #[error(
+        "process {pid} is another one than the one that was meant (it started at {found} ticks, not {expected})"
+    )]
     Reused {
         /// The pid.
         pid: Pid,
@@ -105,7 +107,10 @@ impl PidFd {
                 fd: unsafe { OwnedFd::from_raw_fd(fd as RawFd) },
             }),
             Err(Errno::ESRCH | Errno::EINVAL) => Err(PidFdError::Gone { pid }),
-            Err(errno) => Err(PidFdError::Open { pid, source: errno.into() }),
+            Err(errno) => Err(PidFdError::Open {
+                pid,
+                source: errno.into(),
+            }),
         }
     }
 
@@ -114,11 +119,16 @@ impl PidFd {
         let pid = Pid::from_raw(identity.pid);
         let held = Self::open(pid)?;
         // Read after the pidfd is held: if the identity matches now, the pidfd is of that process.
-        let now = ProcessIdentity::of(pid).map_err(|source| PidFdError::Identity { pid, source })?;
+        let now =
+            ProcessIdentity::of(pid).map_err(|source| PidFdError::Identity { pid, source })?;
         if now == identity {
             Ok(held)
         } else {
-            Err(PidFdError::Reused { pid, expected: identity.start_ticks, found: now.start_ticks })
+            Err(PidFdError::Reused {
+                pid,
+                expected: identity.start_ticks,
+                found: now.start_ticks,
+            })
         }
     }
 
@@ -135,10 +145,17 @@ impl PidFd {
         match Errno::result(raw) {
             // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
             Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
-            Err(Errno::EBADF) => Err(GetFdError::NoSuchDescriptor { pid: self.pid, number }),
+            Err(Errno::EBADF) => Err(GetFdError::NoSuchDescriptor {
+                pid: self.pid,
+                number,
+            }),
             Err(Errno::ESRCH) => Err(GetFdError::Gone { pid: self.pid }),
             Err(Errno::EPERM) => Err(GetFdError::Denied { pid: self.pid }),
-            Err(errno) => Err(GetFdError::Other { pid: self.pid, number, source: errno.into() }),
+            Err(errno) => Err(GetFdError::Other {
+                pid: self.pid,
+                number,
+                source: errno.into(),
+            }),
         }
     }
 
@@ -167,7 +184,13 @@ impl PidFd {
     pub fn send_signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
         // SAFETY: pidfd_send_signal with a null siginfo takes integers only.
         let done = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, self.fd.as_raw_fd(), signal as libc::c_int, std::ptr::null::<libc::siginfo_t>(), 0)
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.fd.as_raw_fd(),
+                signal as libc::c_int,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
         };
         Errno::result(done).map(drop).map_err(io::Error::from)
     }

@@ -83,7 +83,8 @@ impl Qmp {
         struct Answer {
             qemu: Version,
         }
-        self.execute::<Answer>("query-version", Value::Null).map(|a| a.qemu)
+        self.execute::<Answer>("query-version", Value::Null)
+            .map(|a| a.qemu)
     }
 
     /// Lets the guest run.
@@ -116,7 +117,11 @@ impl Qmp {
     /// The property is a link, so QEMU answers with the object's path: `/objects/ID`.
     pub fn main_memory_id(&mut self) -> Result<Option<String>, QmpError> {
         match self.property("/machine", "memory-backend") {
-            Ok(Value::String(link)) => Ok(link.rsplit('/').next().filter(|id| !id.is_empty()).map(str::to_owned)),
+            Ok(Value::String(link)) => Ok(link
+                .rsplit('/')
+                .next()
+                .filter(|id| !id.is_empty())
+                .map(str::to_owned)),
             Ok(_) => Ok(None),
             // Machines without main memory, and QEMU before 5.0, have no such property.
             Err(QmpError::Refused { .. }) => Ok(None),
@@ -129,14 +134,24 @@ impl Qmp {
         self.execute_with_fd("add-fd", json!({ "opaque": "mycoram" }), fd)
     }
 
-    /// Lets QEMU close a descriptor that [`Self::add_fd`] gave.
+    /// Lets QEMU close a descriptor that [`Self::add_fd`] gave. QEMU 7.2 does so only while the guest runs.
     pub fn remove_fd(&mut self, added: AddedFd) -> Result<(), QmpError> {
-        self.execute::<Value>("remove-fd", json!({ "fdset-id": added.fdset, "fd": added.fd }))
-            .map(drop)
+        self.execute::<Value>(
+            "remove-fd",
+            json!({ "fdset-id": added.fdset, "fd": added.fd }),
+        )
+        .map(drop)
     }
 
     /// Gives QEMU a descriptor under a name, for commands that take one (`migrate fd:NAME`).
     pub fn get_fd(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
-        self.execute_with_fd::<Value>("getfd", json!({ "fdname": name }), fd).map(drop)
+        self.execute_with_fd::<Value>("getfd", json!({ "fdname": name }), fd)
+            .map(drop)
+    }
+
+    /// Lets QEMU close a descriptor that [`Self::get_fd`] gave; done when this returns.
+    pub fn close_fd(&mut self, name: &str) -> Result<(), QmpError> {
+        self.execute::<Value>("closefd", json!({ "fdname": name }))
+            .map(drop)
     }
 }

@@ -47,7 +47,10 @@ pub struct Qmp {
 impl Qmp {
     /// Connects to the socket at `path` and negotiates.
     pub fn connect(path: &Path, deadline: Duration) -> Result<Self, QmpError> {
-        let stream = UnixStream::connect(path).map_err(|source| QmpError::Connect { path: path.to_owned(), source })?;
+        let stream = UnixStream::connect(path).map_err(|source| QmpError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::negotiate(stream, deadline)
     }
 
@@ -80,7 +83,11 @@ impl Qmp {
     }
 
     /// Runs a command and waits for its answer.
-    pub fn execute<T: DeserializeOwned>(&mut self, command: &'static str, arguments: Value) -> Result<T, QmpError> {
+    pub fn execute<T: DeserializeOwned>(
+        &mut self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<T, QmpError> {
         self.execute_with(command, arguments, None)
     }
 
@@ -131,17 +138,38 @@ impl Qmp {
         let until = Instant::now() + self.deadline;
         self.last_id += 1;
         let id = self.last_id;
-        let line = Command { execute: command, arguments, id }.to_line()?;
+        let line = Command {
+            execute: command,
+            arguments,
+            id,
+        }
+        .to_line()?;
         self.send(&line, fd, until, command)?;
         loop {
             match self.read_message(until)? {
-                None => return Err(QmpError::Deadline { command, limit: self.deadline }),
+                None => {
+                    return Err(QmpError::Deadline {
+                        command,
+                        limit: self.deadline,
+                    });
+                }
                 Some(Message::Event(event)) => self.keep(event),
                 // The late answer to a command whose deadline passed.
-                Some(Message::Return { id: Some(other), .. } | Message::Error { id: Some(other), .. }) if other != id => {}
+                Some(
+                    Message::Return {
+                        id: Some(other), ..
+                    }
+                    | Message::Error {
+                        id: Some(other), ..
+                    },
+                ) if other != id => {}
                 Some(Message::Return { value, .. }) => return Ok(serde_json::from_value(value)?),
                 Some(Message::Error { refusal, .. }) => {
-                    return Err(QmpError::Refused { command, class: refusal.class, description: refusal.desc });
+                    return Err(QmpError::Refused {
+                        command,
+                        class: refusal.class,
+                        description: refusal.desc,
+                    });
                 }
                 Some(Message::Greeting) => return Err(QmpError::NotQmp),
             }
@@ -160,14 +188,23 @@ impl Qmp {
             let raw = fd.map(|fd| [fd.as_raw_fd()]);
             let rights = raw.as_ref().map(|fds| ControlMessage::ScmRights(fds));
             let flags = MsgFlags::MSG_NOSIGNAL;
-            match sendmsg::<()>(self.stream.as_raw_fd(), &[IoSlice::new(rest)], rights.as_slice(), flags, None) {
+            match sendmsg::<()>(
+                self.stream.as_raw_fd(),
+                &[IoSlice::new(rest)],
+                rights.as_slice(),
+                flags,
+                None,
+            ) {
                 Ok(sent) => {
                     rest = &rest[sent..];
                     fd = None;
                 }
                 Err(Errno::EAGAIN) => {
                     if !self.wait(PollFlags::POLLOUT, until)? {
-                        return Err(QmpError::Deadline { command, limit: self.deadline });
+                        return Err(QmpError::Deadline {
+                            command,
+                            limit: self.deadline,
+                        });
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -192,7 +229,9 @@ impl Qmp {
             }
             searched = self.partial.len();
             if searched > MAX_MESSAGE_BYTES {
-                return Err(QmpError::TooLong { limit: MAX_MESSAGE_BYTES });
+                return Err(QmpError::TooLong {
+                    limit: MAX_MESSAGE_BYTES,
+                });
             }
             let mut chunk = [0; 4096];
             match self.stream.read(&mut chunk) {
@@ -215,7 +254,8 @@ impl Qmp {
     fn wait(&self, what: PollFlags, until: Instant) -> Result<bool, QmpError> {
         let left = until.saturating_duration_since(Instant::now());
         // Rounded up, so that the last millisecond does not spin.
-        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        let timeout =
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(self.stream.as_fd(), what)];
         match poll(&mut fds, timeout) {
             Ok(ready) => Ok(ready > 0 || Instant::now() < until),
@@ -249,7 +289,10 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(200);
 
     /// A peer that answers each line with the next of `answers`; `$ID` stands for the command's id.
-    fn peer(greeting: &'static str, answers: &'static [&'static str]) -> (UnixStream, JoinHandle<()>) {
+    fn peer(
+        greeting: &'static str,
+        answers: &'static [&'static str],
+    ) -> (UnixStream, JoinHandle<()>) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || {
             theirs.write_all(greeting.as_bytes()).unwrap();
@@ -288,26 +331,46 @@ mod tests {
 
     #[test]
     fn refusals_silence_and_ends_are_told_apart() {
-        const REFUSAL: &str = "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": $ID}\n";
+        const REFUSAL: &str =
+            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": $ID}\n";
         let (socket, thread) = peer(GREETING, &[OK, REFUSAL, "{\"ret"]);
         let mut qmp = Qmp::negotiate(socket, LIMIT).unwrap();
         match qmp.execute::<Value>("a", Value::Null) {
-            Err(QmpError::Refused { command: "a", class, description }) => {
+            Err(QmpError::Refused {
+                command: "a",
+                class,
+                description,
+            }) => {
                 assert_eq!((&*class, &*description), ("GenericError", "no"));
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(qmp.execute::<Value>("b", Value::Null), Err(QmpError::Deadline { command: "b", .. })));
-        assert!(matches!(qmp.execute::<Value>("c", Value::Null), Err(QmpError::Closed)));
+        assert!(matches!(
+            qmp.execute::<Value>("b", Value::Null),
+            Err(QmpError::Deadline { command: "b", .. })
+        ));
+        assert!(matches!(
+            qmp.execute::<Value>("c", Value::Null),
+            Err(QmpError::Closed)
+        ));
         thread.join().unwrap();
     }
 
     #[test]
     fn a_socket_that_is_held_or_no_qmp_is_told() {
         let (socket, _thread) = peer("", &[]);
-        assert!(matches!(Qmp::negotiate(socket, LIMIT), Err(QmpError::NoGreeting { .. })));
-        let (socket, _thread) = peer("QEMU 7.2.22 monitor - type 'help' for more information\n", &[]);
-        assert!(matches!(Qmp::negotiate(socket, LIMIT), Err(QmpError::NotQmp)));
+        assert!(matches!(
+            Qmp::negotiate(socket, LIMIT),
+            Err(QmpError::NoGreeting { .. })
+        ));
+        let (socket, _thread) = peer(
+            "QEMU 7.2.22 monitor - type 'help' for more information\n",
+            &[],
+        );
+        assert!(matches!(
+            Qmp::negotiate(socket, LIMIT),
+            Err(QmpError::NotQmp)
+        ));
         assert!(matches!(
             Qmp::connect(Path::new("/nonexistent/socket"), LIMIT),
             Err(QmpError::Connect { .. })
@@ -332,7 +395,10 @@ mod tests {
         assert_eq!(&*qmp.next_event().unwrap().name, "E10");
         let last = qmp.wait_event("LAST", LIMIT).unwrap().unwrap();
         assert_eq!(last.data, json!({"x": 1}));
-        assert!(matches!(qmp.wait_event("NONE", LIMIT), Err(QmpError::Closed)));
+        assert!(matches!(
+            qmp.wait_event("NONE", LIMIT),
+            Err(QmpError::Closed)
+        ));
         thread.join().unwrap();
     }
 }

@@ -57,9 +57,21 @@ pub(super) fn parse(line: &[u8]) -> Result<Message, QmpError> {
     let raw: Raw = serde_json::from_slice(line)?;
     match raw {
         Raw { qmp: Some(_), .. } => Ok(Message::Greeting),
-        Raw { event: Some(name), data, .. } => Ok(Message::Event(Event { name, data })),
-        Raw { error: Some(refusal), id, .. } => Ok(Message::Error { id, refusal }),
-        Raw { value: Some(value), id, .. } => Ok(Message::Return { id, value }),
+        Raw {
+            event: Some(name),
+            data,
+            ..
+        } => Ok(Message::Event(Event { name, data })),
+        Raw {
+            error: Some(refusal),
+            id,
+            ..
+        } => Ok(Message::Error { id, refusal }),
+        Raw {
+            value: Some(value),
+            id,
+            ..
+        } => Ok(Message::Return { id, value }),
         _ => Err(QmpError::NotQmp),
     }
 }
@@ -78,26 +90,44 @@ mod tests {
         ));
         let error = br#"{"error": {"class": "CommandNotFound", "desc": "The command x has not been found"}, "id": 4}"#;
         match parse(error).unwrap() {
-            Message::Error { id: Some(4), refusal } => assert_eq!(&*refusal.class, "CommandNotFound"),
+            Message::Error {
+                id: Some(4),
+                refusal,
+            } => assert_eq!(&*refusal.class, "CommandNotFound"),
             _ => panic!("not an error"),
         }
         let event = br#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}"#;
         match parse(event).unwrap() {
-            Message::Event(event) => assert_eq!((&*event.name, event.data), ("RESUME", Value::Null)),
+            Message::Event(event) => {
+                assert_eq!((&*event.name, event.data), ("RESUME", Value::Null))
+            }
             _ => panic!("not an event"),
         }
     }
 
     #[test]
     fn other_things_are_refused() {
-        assert!(matches!(parse(b"QEMU 7.2.22 monitor - type 'help'"), Err(QmpError::Malformed(_))));
+        assert!(matches!(
+            parse(b"QEMU 7.2.22 monitor - type 'help'"),
+            Err(QmpError::Malformed(_))
+        ));
         assert!(matches!(parse(b"{}"), Err(QmpError::NotQmp)));
-        assert!(matches!(parse(br#"{"return": {}, "id": "x"}"#), Err(QmpError::Malformed(_))));
+        assert!(matches!(
+            parse(br#"{"return": {}, "id": "x"}"#),
+            Err(QmpError::Malformed(_))
+        ));
     }
 
     #[test]
     fn a_command_without_arguments_has_none() {
-        let command = Command { execute: "cont", arguments: Value::Null, id: 1 };
-        assert_eq!(command.to_line().unwrap(), b"{\"execute\":\"cont\",\"id\":1}\n");
+        let command = Command {
+            execute: "cont",
+            arguments: Value::Null,
+            id: 1,
+        };
+        assert_eq!(
+            command.to_line().unwrap(),
+            b"{\"execute\":\"cont\",\"id\":1}\n"
+        );
     }
 }
