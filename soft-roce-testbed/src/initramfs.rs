@@ -75,6 +75,12 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// An initramfs that holds nothing but `program`, a static executable, as `/init`.
+#[must_use]
+pub fn archive_of_init(program: &[u8]) -> Vec<u8> {
+    Archive::of_init(program)
+}
+
 /// A `newc` archive in the making.
 pub(crate) struct Archive {
     bytes: Vec<u8>,
@@ -118,6 +124,17 @@ impl Archive {
         }
         archive.entry("modules.order", EXECUTABLE, order.as_bytes());
         archive.entry("init", EXECUTABLE, stage.script().as_bytes());
+        archive.entry("TRAILER!!!", 0, b"");
+        archive.bytes
+    }
+
+    /// An archive whose only file is `/init`: for guests that run one static program.
+    fn of_init(program: &[u8]) -> Vec<u8> {
+        let mut archive = Self {
+            bytes: Vec::new(),
+            entries: 0,
+        };
+        archive.entry("init", EXECUTABLE, program);
         archive.entry("TRAILER!!!", 0, b"");
         archive.bytes
     }

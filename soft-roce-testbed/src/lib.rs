@@ -40,6 +40,7 @@ pub use console::Diagnosis;
 pub use frames::FrameError;
 pub use guest::BootError;
 pub use host::HostError;
+pub use initramfs::archive_of_init;
 pub use kernel::{KernelSeries, KernelSeriesError};
 pub use kernel_store::{Kernel, KernelStore, KernelStoreError};
 pub use modules::MissingModule;

@@ -27,6 +27,16 @@ pub(crate) enum Transport {
     Verbs,
 }
 
+impl Transport {
+    /// As options and files say it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Verbs => "verbs",
+        }
+    }
+}
+
 /// Options of `cargo xtask bench`.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -114,11 +124,7 @@ fn run_in_testbed(arguments: &Arguments, program: &Path) -> Result<u8, Box<dyn E
 fn words(arguments: &Arguments, json: Option<&Path>) -> Vec<String> {
     let mut words = vec![arguments.name.clone()];
     if let Some(transport) = arguments.transport {
-        let name = match transport {
-            Transport::Tcp => "tcp",
-            Transport::Verbs => "verbs",
-        };
-        words.extend(["--transport".to_owned(), name.to_owned()]);
+        words.extend(["--transport".to_owned(), transport.name().to_owned()]);
     }
     if let Some(json) = json {
         words.extend(["--json".to_owned(), json.to_string_lossy().into_owned()]);

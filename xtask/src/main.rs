@@ -1,6 +1,9 @@
 //! `cargo xtask`: the project's own commands, one file each. No logic that another house could own.
 
+mod bench;
 mod checkout;
+mod demo;
+mod deps;
 mod layout;
 mod testbed;
 
@@ -18,6 +21,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Run a Linux guest with most of its RAM on two memory nodes, and verify every byte.
+    Demo(demo::Arguments),
+    /// Run one bench, in release.
+    Bench(bench::Arguments),
+    /// Install the system packages that are missing.
+    Deps(deps::Arguments),
     /// Run a command against real rxe devices: on this host if it can, else in a booted guest.
     Testbed(testbed::Arguments),
     /// Check the rules of the house that a compiler does not know.
@@ -29,6 +38,9 @@ enum Task {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
+        Task::Deps(arguments) => deps::run(&arguments),
         Task::Testbed(arguments) => testbed::run(arguments),
         Task::Layout(arguments) => layout::run(&arguments),
         Task::TestbedInside(arguments) => testbed::inside(&arguments),

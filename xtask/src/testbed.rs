@@ -107,7 +107,7 @@ pub(crate) fn options() -> Options {
     )
 }
 
-fn run_in(
+pub(crate) fn run_in(
     options: Options,
     command: Vec<String>,
     limit: Duration,
