@@ -6,15 +6,19 @@
 //!   qmp         QEMU's control socket
 //!   memory      where the guest's RAM is
 //!   attach      all of the above: a userfaultfd of QEMU's, the RAM's file, parking pipes
+//!   launch      a QEMU started or adopted, and accompanied until it ends
+//!   registry    which VMs run here
 //! ```
 //!
 //! The agent's house owns what happens with the faults; this one gets QEMU there and watches it.
 
 pub mod attach;
 pub mod inject;
+pub mod launch;
 pub mod memory;
 pub mod process;
 pub mod qmp;
+pub mod registry;
 
 #[cfg(test)]
 mod test_support;

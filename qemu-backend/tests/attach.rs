@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use mycoram_qemu::attach::{AttachError, AttachOptions, TakeOver, attach, take_over};
 use mycoram_qemu::memory::{FindMemoryError, MemoryChoice, resident_runs};
+use mycoram_qemu::qmp::Qmp;
 use support::guest;
 use support::qemu::{Qemu, Setup, binaries};
 use support::zero_pages::{self, ZeroPages};
@@ -355,5 +356,57 @@ fn descriptors_are_handed_over_in_sets_too() {
                 .unwrap()
                 .is_some()
         );
+    }
+}
+
+const AGENT_OF: &str = "MYCORAM_TEST_AGENT_OF";
+const AGENT_QMP: &str = "MYCORAM_TEST_AGENT_QMP";
+
+/// Not a test of its own: an agent in a process of its own, which is killed in the middle of a fault.
+#[test]
+#[ignore = "started by an_agent_that_is_killed_is_succeeded"]
+fn agent_that_is_killed() {
+    let (Ok(pid), Ok(socket)) = (std::env::var(AGENT_OF), std::env::var(AGENT_QMP)) else {
+        return;
+    };
+    let limit = std::time::Duration::from_secs(10);
+    let mut qmp = Qmp::connect(std::path::Path::new(&socket), limit).unwrap();
+    let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+    let attached = attach(pid, Some(&mut qmp), &AttachOptions::default()).unwrap();
+    println!(
+        "record {}",
+        serde_json::to_string(&TakeOver::from(&attached)).unwrap()
+    );
+    zero_pages::serve_until_killed(&attached, 1000, || qmp.cont().unwrap());
+}
+
+#[test]
+fn an_agent_that_is_killed_is_succeeded() {
+    use std::os::unix::process::ExitStatusExt;
+    for binary in binaries() {
+        let (mut qemu, qmp) = Qemu::start(&Setup::new(&binary));
+        drop(qmp);
+        let agent = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "agent_that_is_killed",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(AGENT_OF, qemu.pid().to_string())
+            .env(AGENT_QMP, qemu.directory.path().join("qmp"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(agent.stdout).unwrap();
+        assert_eq!(agent.status.signal(), Some(libc::SIGKILL), "{said}");
+        let record = said
+            .lines()
+            .find_map(|l| l.split_once("record "))
+            .unwrap()
+            .1;
+        let record: TakeOver = serde_json::from_str(record).unwrap();
+        let attached = take_over(&record).unwrap();
+        let _faults = ZeroPages::succeed(&attached);
+        qemu.assert_good();
     }
 }

@@ -107,3 +107,33 @@ fn serve(userfault: &Userfault, served: &AtomicU64, stop: &EventFd) {
         }
     }
 }
+
+/// Serves `faults` faults, reads one more, and is killed without having answered it.
+pub fn serve_until_killed(attached: &Attached, faults: u64, start: impl FnOnce()) -> ! {
+    let userfault = userfault(attached);
+    userfault.handshake(FeatureSet::NONE).unwrap();
+    userfault.register(range(attached), Watch::Missing).unwrap();
+    start();
+    let mut reader = EventReader::new(1);
+    let mut served = 0;
+    loop {
+        let mut fds = [PollFd::new(userfault.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::NONE).unwrap();
+        reader
+            .read(&userfault, |event| {
+                let TargetEvent::Fault { addr, .. } = event else {
+                    panic!("{event:?}");
+                };
+                if served == faults {
+                    nix::sys::signal::kill(
+                        nix::unistd::Pid::this(),
+                        nix::sys::signal::Signal::SIGKILL,
+                    )
+                    .unwrap();
+                }
+                userfault.zero(TargetRange::new(addr, 4096).unwrap(), Wake::Now);
+                served += 1;
+            })
+            .unwrap();
+    }
+}
