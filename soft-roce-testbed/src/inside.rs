@@ -21,6 +21,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::device::{gid_index, port_is_active};
 use crate::frames::{Ending, Frame, FrameError, RunRequest};
 use crate::machine::CONTROL_PORT;
 use crate::topology::{Step, Topology};
@@ -33,8 +34,6 @@ const OUTPUT_TAIL_LIMIT: Duration = Duration::from_secs(2);
 const GID_POLL: Duration = Duration::from_millis(10);
 /// Size of the pieces output is sent in.
 const PIECE_BYTES: usize = 64 << 10;
-/// GID table entries looked at.
-const GIDS_MAX: u32 = 64;
 
 /// Where this inside runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -297,21 +296,8 @@ fn run(words: &[String]) -> Result<(), Box<str>> {
 }
 
 fn await_gid(device: &str, address: Ipv4Addr) -> Result<(), Box<str>> {
-    let port = Path::new("/sys/class/infiniband")
-        .join(device)
-        .join("ports/1");
-    let [a, b, c, d] = address.octets();
-    let wanted = format!("0000:0000:0000:0000:0000:ffff:{a:02x}{b:02x}:{c:02x}{d:02x}");
-    let has_gid = || {
-        (0..GIDS_MAX).any(|index| {
-            fs::read_to_string(port.join("gids").join(index.to_string()))
-                .is_ok_and(|gid| gid.trim() == wanted)
-        })
-    };
-    let is_active =
-        || fs::read_to_string(port.join("state")).is_ok_and(|state| state.contains("ACTIVE"));
     let deadline = Instant::now() + GID_LIMIT;
-    while !(has_gid() && is_active()) {
+    while !(gid_index(device, address).is_some() && port_is_active(device)) {
         if Instant::now() > deadline {
             return Err(format!(
                 "device {device} has no active port with a GID for {address} after {} s",

@@ -15,12 +15,13 @@
 //!                                                              rxe1 ── veth ── rxe2
 //! ```
 //!
-//! Nothing here installs
+//! [`link`] injects faults (link down, loss, delay) from a test that runs inside. Nothing here installs
 //! packages: the kernel is unpacked under the checkout's `target/` and never touches the machine.
 
 mod apt_source;
 mod booted;
 mod console;
+mod device;
 mod frames;
 mod guest;
 mod host;
@@ -29,8 +30,10 @@ pub mod inside;
 mod interrupts;
 mod kernel;
 mod kernel_store;
+pub mod link;
 mod machine;
 mod modules;
+mod presence;
 mod testbed;
 mod topology;
 
@@ -44,5 +47,6 @@ pub use initramfs::archive_of_init;
 pub use kernel::{KernelSeries, KernelSeriesError};
 pub use kernel_store::{Kernel, KernelStore, KernelStoreError};
 pub use modules::MissingModule;
+pub use presence::is_inside;
 pub use testbed::{DetectError, Options, Place, Testbed, Wanted, WantedError};
 pub use topology::{NODES_MAX, Topology, TopologyError};

@@ -24,6 +24,8 @@ use crate::KernelSeries;
 pub const NODES_MAX: u8 = 16;
 
 const MTU: &str = "9000";
+/// The bridge of `nodes:N`.
+pub(crate) const BRIDGE: &str = "mycbr";
 /// The device of the initial namespace in `nodes:N`.
 const HUB: u8 = 254;
 
@@ -132,7 +134,7 @@ impl Topology {
                         steps.push(run(&["ip", "netns", "del", namespace]));
                     }
                 }
-                steps.push(run(&["ip", "link", "del", "mycbr"]));
+                steps.push(run(&["ip", "link", "del", BRIDGE]));
             }
         }
         steps
@@ -172,7 +174,7 @@ impl Topology {
             Self::Nodes(count) => std::iter::once(Node {
                 index: 0,
                 namespace: None,
-                netdev: "mycbr".to_owned(),
+                netdev: BRIDGE.to_owned(),
                 port: None,
             })
             .chain((1..=count).map(|index| Node {
@@ -201,6 +203,19 @@ pub(crate) fn inside_namespace(namespace: Option<&str>, words: &[&str]) -> Vec<S
 
 fn run(words: &[&str]) -> Step {
     Step::Run(inside_namespace(None, words))
+}
+
+/// The route by which an end of a pair reaches the other end; `None` for what is no end of a pair.
+pub(crate) fn pair_route(index: u8, netdev: &str) -> Option<Vec<String>> {
+    let (other, own, table) = match index {
+        1 => ("10.77.0.2", "10.77.0.1", "7701"),
+        2 => ("10.77.0.1", "10.77.0.2", "7702"),
+        _ => return None,
+    };
+    let words = [
+        "ip", "route", "replace", other, "dev", netdev, "src", own, "table", table,
+    ];
+    Some(inside_namespace(None, &words))
 }
 
 fn pair_steps() -> Vec<Step> {
@@ -294,8 +309,8 @@ fn pair_steps() -> Vec<Step> {
 
 fn bridge_steps() -> Vec<Step> {
     vec![
-        run(&["ip", "link", "add", "mycbr", "type", "bridge"]),
-        run(&["ip", "link", "set", "mycbr", "mtu", MTU]),
+        run(&["ip", "link", "add", BRIDGE, "type", "bridge"]),
+        run(&["ip", "link", "set", BRIDGE, "mtu", MTU]),
     ]
 }
 
@@ -311,7 +326,7 @@ fn node_steps(node: &Node) -> Vec<Step> {
             "ip", "link", "add", port, "mtu", MTU, "type", "veth", "peer", "name", netdev, "mtu",
             MTU, "netns", namespace,
         ]));
-        steps.push(run(&["ip", "link", "set", port, "master", "mycbr", "up"]));
+        steps.push(run(&["ip", "link", "set", port, "master", BRIDGE, "up"]));
         steps.push(within(&["ip", "link", "set", "lo", "up"]));
     }
     steps.push(within(&[
@@ -323,32 +338,8 @@ fn node_steps(node: &Node) -> Vec<Step> {
         netdev,
     ]));
     steps.push(within(&["ip", "link", "set", netdev, "up"]));
-    match node.index {
-        1 if namespace.is_none() => steps.push(run(&[
-            "ip",
-            "route",
-            "replace",
-            "10.77.0.2",
-            "dev",
-            netdev,
-            "src",
-            "10.77.0.1",
-            "table",
-            "7701",
-        ])),
-        2 if namespace.is_none() => steps.push(run(&[
-            "ip",
-            "route",
-            "replace",
-            "10.77.0.1",
-            "dev",
-            netdev,
-            "src",
-            "10.77.0.2",
-            "table",
-            "7702",
-        ])),
-        _ => {}
+    if namespace.is_none() {
+        steps.extend(pair_route(node.index, netdev).map(Step::Run));
     }
     steps.push(within(&[
         "rdma", "link", "add", &device, "type", "rxe", "netdev", netdev,

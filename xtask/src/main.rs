@@ -4,7 +4,10 @@ mod bench;
 mod checkout;
 mod demo;
 mod deps;
+mod hygiene;
 mod layout;
+mod licences;
+mod test;
 mod testbed;
 
 use std::process::ExitCode;
@@ -23,8 +26,14 @@ struct Cli {
 enum Task {
     /// Run a Linux guest with most of its RAM on two memory nodes, and verify every byte.
     Demo(demo::Arguments),
+    /// Run all tests, those that need rxe devices or an older kernel in booted guests.
+    Test(test::Arguments),
     /// Run one bench, in release.
     Bench(bench::Arguments),
+    /// Check that each dependency's licence is one we can ship under.
+    Licences,
+    /// Check that no file names a registry or mirror of the machine it was written on.
+    Hygiene,
     /// Install the system packages that are missing.
     Deps(deps::Arguments),
     /// Run a command against real rxe devices: on this host if it can, else in a booted guest.
@@ -39,6 +48,9 @@ enum Task {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Licences => licences::run(),
+        Task::Hygiene => hygiene::run(),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Deps(arguments) => deps::run(&arguments),
         Task::Testbed(arguments) => testbed::run(arguments),
