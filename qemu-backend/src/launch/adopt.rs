@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use mycoram_agent::{Region, RegionConfig, SavedRegion};
+use mycoram_agent::{EventHandler, Region, RegionConfig, SavedRegion};
 use mycoram_fabric::units::ByteCount;
 use nix::unistd::Pid;
 
 use super::remote::Unused;
-use super::served::{Events, Woken, end, target_of, wait};
+use super::served::{Events, Woken, target_of, wait};
 use super::signals::Signals;
-use super::{Notice, OpenRemote, Outcome, RunError};
-use crate::attach::{AttachOptions, TakeOver, attach};
+use super::{Notice, OpenRemote, Outcome, Ran, RunError};
+use crate::attach::{AttachError, AttachOptions, TakeOver, attach};
+use crate::memory::find_memory;
 use crate::process::{PidFd, ProcessIdentity};
 use crate::qmp::{self, Qmp};
-use crate::registry::{RECORD_VERSION, Registry, VmRecord, VmState};
+use crate::registry::{RECORD_VERSION, Registry, VmFigures, VmRecord, VmState};
 
 /// A running QEMU to be put on far memory.
 #[derive(Clone, Debug)]
@@ -42,93 +43,122 @@ impl VmAttach {
         registry: &Registry,
         nodes: &dyn OpenRemote,
         notify: &mut dyn FnMut(Notice),
-    ) -> Result<Outcome, RunError> {
-        let known = registry.find_pid(self.pid.as_raw())?;
+    ) -> Result<Ran, RunError> {
         let signals = Signals::block()?;
         let (handler, events) = Events::channel()?;
-        let start = Instant::now();
-        let (mut record, region) = match known {
+        let known = registry.find_pid(self.pid.as_raw())?;
+        let name = known
+            .as_ref()
+            .map_or(&self.region.name, |(record, _)| &record.name);
+        let _claim = match &known {
             Some((record, VmState::Running)) => {
                 return Err(RunError::HasAgent {
                     pid: self.pid.as_raw(),
                     agent: record.agent.pid,
                 });
             }
-            Some((record, _)) => {
-                let region = self.take_over(nodes, &record, handler)?;
-                notify(Notice::TakenOver {
-                    pid: self.pid.as_raw(),
-                    took: start.elapsed(),
-                });
-                (
-                    VmRecord {
-                        agent: ProcessIdentity::own()?,
-                        ..record
-                    },
-                    region,
-                )
-            }
+            Some(_) => registry.claim_running(name)?,
+            None => registry.claim(name)?,
+        };
+        let (record, region) = match known {
+            Some((record, _)) => self.take_over(registry, nodes, record, handler, notify)?,
             None => self.first(registry, nodes, handler, notify)?,
         };
-        record.local_budget = self.region.local_budget;
-        registry.write(&record)?;
-        let pidfd = PidFd::open_identity(record.target.process)
-            .map_err(crate::attach::AttachError::from)?;
+        let pidfd = PidFd::open_identity(record.target.process).map_err(AttachError::from)?;
 
-        match wait(&pidfd, &signals, &events, notify)? {
+        let woken = wait(&pidfd, &signals, &events, notify)?;
+        let ended = |region: &Region| VmFigures::new(&record, VmState::Ended, Some(region.stats()));
+        let (outcome, figures) = match woken {
             Woken::QemuEnded => {
-                end(region);
-                registry.remove(&record.name)?;
-                Ok(Outcome::Ended(None))
+                let figures = ended(&region);
+                // The nodes get their memory back.
+                region.end();
+                (Outcome::Ended(None), figures)
             }
             Woken::Fenced => {
+                // Another host has this VM: the copy here must not go on.
                 let _ = pidfd.send_signal(nix::sys::signal::Signal::SIGKILL);
-                registry.remove(&record.name)?;
-                Ok(Outcome::Ended(None))
+                (Outcome::Ended(None), ended(&region))
             }
             Woken::Signal(_) => {
                 notify(Notice::ComingHome);
                 // From here on a signal does what it does by default: leave at once.
                 drop(signals);
+                let figures = VmFigures::new(&record, VmState::Running, Some(region.stats()));
                 region.detach().map_err(RunError::Detach)?;
-                registry.remove(&record.name)?;
-                Ok(Outcome::Detached)
+                (Outcome::Detached, figures)
             }
-        }
+        };
+        registry.remove(&record.name)?;
+        Ok(Ran {
+            outcome,
+            figures: Some(figures),
+        })
     }
 
     fn first(
         &self,
         registry: &Registry,
         nodes: &dyn OpenRemote,
-        handler: mycoram_agent::EventHandler,
+        handler: EventHandler,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<(VmRecord, Region), RunError> {
-        let name = &self.region.name;
-        registry.claim(name)?;
         let mut qmp = self
             .qmp
             .as_deref()
             .map(|path| Qmp::connect(path, qmp::DEFAULT_DEADLINE))
             .transpose()?;
         let start = Instant::now();
-        let attached = attach(self.pid, qmp.as_mut(), &self.attach)?;
-        let target = TakeOver::from(&attached);
-        let stopped = attached.stopped_for;
-        let memory = ByteCount::new(attached.bytes);
-        let agent_target = target_of(attached)?;
-        let opened = nodes.create(name, memory).map_err(RunError::Remote)?;
+        // The far side first: if the nodes have no room, nothing is made in QEMU.
+        let pidfd = PidFd::open(self.pid).map_err(AttachError::from)?;
+        let found =
+            find_memory(&pidfd, qmp.as_mut(), &self.attach.memory).map_err(AttachError::from)?;
+        let memory = ByteCount::new(found.mapping.bytes());
+        let opened = nodes
+            .create(&self.region.name, memory)
+            .map_err(RunError::Remote)?;
         let unused = Unused::new(&opened.remote);
-        let region = Region::attach(
-            agent_target,
-            opened.remote,
-            opened.owner,
-            self.region.clone(),
-            handler,
-        )
-        .map_err(RunError::Region)?;
-        unused.is_used();
+
+        let attached = attach(self.pid, qmp.as_mut(), &self.attach)?;
+        let stopped = attached.stopped_for;
+        let mut record = VmRecord {
+            version: RECORD_VERSION,
+            name: self.region.name.clone(),
+            agent: ProcessIdentity::own()?,
+            target: TakeOver::from(&attached),
+            qmp: self.qmp.clone(),
+            memory,
+            local_budget: self.region.local_budget,
+            state_dir: self.region.state_dir.clone(),
+            nodes: self.nodes.clone(),
+            attach_us: 0,
+            stopped_us: stopped.as_micros() as u64,
+        };
+        // Before faults wait for us: if we die, a successor finds QEMU by it.
+        registry.write(&record)?;
+        let region = target_of(attached).and_then(|target| {
+            Region::attach(
+                target,
+                opened.remote,
+                opened.owner,
+                self.region.clone(),
+                handler,
+            )
+            .map_err(RunError::Region)
+        });
+        let region = match region {
+            Ok(region) => region,
+            Err(error) => {
+                registry.remove(&record.name)?;
+                return Err(error);
+            }
+        };
+        unused.keep();
         let attach = start.elapsed();
+        record.attach_us = attach.as_micros() as u64;
+        if let Err(error) = registry.write(&record) {
+            tracing::warn!(%error, "the time to attach is not recorded");
+        }
         notify(Notice::Attached {
             pid: self.pid.as_raw(),
             attach,
@@ -136,40 +166,45 @@ impl VmAttach {
             memory,
             local_budget: self.region.local_budget,
         });
-        let record = VmRecord {
-            version: RECORD_VERSION,
-            name: name.clone(),
-            agent: ProcessIdentity::own()?,
-            target,
-            qmp: self.qmp.clone(),
-            memory,
-            local_budget: self.region.local_budget,
-            state_dir: self.region.state_dir.clone(),
-            nodes: self.nodes.clone(),
-            attach_us: attach.as_micros() as u64,
-        };
         Ok((record, region))
     }
 
     /// The agent has died: everything is still in QEMU, in the state file and at the nodes.
     fn take_over(
         &self,
+        registry: &Registry,
         nodes: &dyn OpenRemote,
-        record: &VmRecord,
-        handler: mycoram_agent::EventHandler,
-    ) -> Result<Region, RunError> {
+        former: VmRecord,
+        handler: EventHandler,
+        notify: &mut dyn FnMut(Notice),
+    ) -> Result<(VmRecord, Region), RunError> {
+        let start = Instant::now();
         let saved =
-            SavedRegion::open(&record.state_dir, &record.name).map_err(RunError::TakeOver)?;
+            SavedRegion::open(&former.state_dir, &former.name).map_err(RunError::TakeOver)?;
         let opened = nodes
-            .reopen(&saved.owner(), record.memory)
+            .reopen(&saved.owner(), former.memory)
             .map_err(RunError::Remote)?;
         let target = saved.target().map_err(RunError::TakeOver)?;
         let config = RegionConfig {
-            name: record.name.clone(),
-            state_dir: record.state_dir.clone(),
+            name: former.name.clone(),
+            state_dir: former.state_dir.clone(),
             ..self.region.clone()
         };
-        Region::take_over(saved, target, opened.remote, opened.owner, config, handler)
-            .map_err(RunError::TakeOver)
+        let record = VmRecord {
+            agent: ProcessIdentity::own()?,
+            local_budget: config.local_budget,
+            ..former
+        };
+        // From here on it is ours: a write that fails must not make QEMU wait again.
+        let region = Region::take_over(saved, target, opened.remote, opened.owner, config, handler)
+            .map_err(RunError::TakeOver)?;
+        if let Err(error) = registry.write(&record) {
+            tracing::warn!(%error, "the new agent is not recorded");
+        }
+        notify(Notice::TakenOver {
+            pid: self.pid.as_raw(),
+            took: start.elapsed(),
+        });
+        Ok((record, region))
     }
 }

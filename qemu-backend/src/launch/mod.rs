@@ -28,5 +28,5 @@ pub use arguments::{ArgumentError, BACKEND_ID, Backing, QemuArguments, merge};
 pub use error::{RunError, SpawnError};
 pub use remote::{OpenRemote, OpenedRemote, RemoteOpenError};
 pub use run::VmRun;
-pub use served::{Notice, Outcome};
+pub use served::{Notice, Outcome, Ran};
 pub use spawn::{SpawnedQemu, spawn};

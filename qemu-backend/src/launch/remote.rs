@@ -37,7 +37,7 @@ impl Unused {
     }
 
     /// From now on the region's agent decides.
-    pub(super) fn is_used(mut self) {
+    pub(super) fn keep(mut self) {
         self.0 = None;
     }
 }

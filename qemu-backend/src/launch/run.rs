@@ -6,17 +6,20 @@ use std::time::Instant;
 
 use mycoram_agent::{Region, RegionConfig};
 use mycoram_fabric::units::ByteCount;
+use nix::sys::signal::Signal;
 
 use super::remote::Unused;
-use super::served::{Events, Woken, end, target_of, wait};
+use super::served::{Events, Woken, target_of, wait};
 use super::signals::Signals;
 use super::terminal::Terminal;
-use super::{Backing, Notice, OpenRemote, Outcome, RunError, SpawnError, merge, spawn};
+use super::{
+    Backing, Notice, OpenRemote, Outcome, Ran, RunError, SpawnError, SpawnedQemu, merge, spawn,
+};
 use crate::attach::{AttachError, AttachOptions, TakeOver, attach};
 use crate::inject::InjectError;
 use crate::process::ProcessIdentity;
-use crate::qmp::QmpError;
-use crate::registry::{RECORD_VERSION, Registry, VmRecord};
+use crate::qmp::{Qmp, QmpError};
+use crate::registry::{RECORD_VERSION, Registry, VmFigures, VmRecord, VmState};
 
 /// A VM to be run on far memory.
 #[derive(Clone, Debug)]
@@ -47,10 +50,10 @@ impl VmRun {
         registry: &Registry,
         nodes: &dyn OpenRemote,
         notify: &mut dyn FnMut(Notice),
-    ) -> Result<Outcome, RunError> {
+    ) -> Result<Ran, RunError> {
         let merged = merge(&self.arguments, self.memory, &self.backing)?;
         let name = &self.region.name;
-        registry.claim(name)?;
+        let _claim = registry.claim(name)?;
         let signals = Signals::block()?;
         let _terminal = Terminal::remember();
         let opened = nodes.create(name, self.memory).map_err(RunError::Remote)?;
@@ -63,7 +66,9 @@ impl VmRun {
         };
         let (mut qemu, mut qmp) = match spawn(&self.qemu, &merged.arguments, &qmp_path) {
             Ok(started) => started,
-            Err(SpawnError::Ended { status }) => return Ok(Outcome::Ended(Some(status))),
+            Err(SpawnError::Ended { status }) => {
+                return Ok(Ran::never(Outcome::Ended(Some(status))));
+            }
             Err(other) => return Err(other.into()),
         };
 
@@ -73,13 +78,12 @@ impl VmRun {
             Ok(attached) => attached,
             // It gave up by itself, and has said why.
             Err(AttachError::Inject(InjectError::TargetExited { .. })) => {
-                return Ok(Outcome::Ended(Some(qemu.wait()?)));
+                return Ok(Ran::never(Outcome::Ended(Some(qemu.wait()?))));
             }
             Err(other) => return Err(other.into()),
         };
-        let process = attached.process;
         let stopped = attached.stopped_for;
-        let record = TakeOver::from(&attached);
+        let target = TakeOver::from(&attached);
         let (handler, events) = Events::channel()?;
         let region = Region::attach(
             target_of(attached)?,
@@ -89,54 +93,81 @@ impl VmRun {
             handler,
         )
         .map_err(RunError::Region)?;
-        unused.is_used();
+        unused.keep();
         let attach = start.elapsed();
-        registry.write(&VmRecord {
+        let record = VmRecord {
             version: RECORD_VERSION,
             name: name.clone(),
             agent: ProcessIdentity::own()?,
-            target: record,
+            target,
             qmp: Some(qmp_path),
             memory: self.memory,
             local_budget: self.region.local_budget,
             state_dir: self.region.state_dir.clone(),
             nodes: self.nodes.clone(),
             attach_us: attach.as_micros() as u64,
-        })?;
-        notify(Notice::Attached {
-            pid: process.pid,
-            attach,
-            stopped,
-            memory: self.memory,
-            local_budget: self.region.local_budget,
-        });
-
-        if !merged.stay_paused {
-            match qmp.cont() {
-                // It may have been ended meanwhile: that is for the wait to see.
-                Ok(()) | Err(QmpError::Closed) => {}
-                Err(other) => return Err(other.into()),
-            }
+            stopped_us: stopped.as_micros() as u64,
+        };
+        let ran = registry
+            .write(&record)
+            .map_err(RunError::from)
+            .and_then(|()| {
+                notify(Notice::Attached {
+                    pid: record.target.process.pid,
+                    attach,
+                    stopped,
+                    memory: self.memory,
+                    local_budget: self.region.local_budget,
+                });
+                if !merged.stay_paused {
+                    start_guest(qmp)?;
+                }
+                accompany(&qemu, &signals, &events, notify)
+            });
+        if ran.is_err() {
+            // It does not outlive us; nothing of it is worth keeping.
+            let _ = qemu.pidfd().send_signal(Signal::SIGKILL);
         }
-        // The socket is for whoever wants to speak to this VM.
-        drop(qmp);
+        let status = qemu.wait()?;
+        let figures = VmFigures::new(&record, VmState::Ended, Some(region.stats()));
+        // The nodes get their memory back.
+        region.end();
+        ran?;
+        Ok(Ran {
+            outcome: Outcome::Ended(Some(status)),
+            figures: Some(figures),
+        })
+    }
+}
 
-        loop {
-            match wait(qemu.pidfd(), &signals, &events, notify)? {
-                Woken::QemuEnded => {
-                    end(region);
-                    return Ok(Outcome::Ended(Some(qemu.wait()?)));
+/// The socket is closed then: it is for whoever wants to speak to this VM.
+fn start_guest(mut qmp: Qmp) -> Result<(), RunError> {
+    match qmp.cont() {
+        // It may have been ended meanwhile: that is for the wait to see.
+        Ok(()) | Err(QmpError::Closed) => Ok(()),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Stays with QEMU until it has ended.
+fn accompany(
+    qemu: &SpawnedQemu,
+    signals: &Signals,
+    events: &Events,
+    notify: &mut dyn FnMut(Notice),
+) -> Result<(), RunError> {
+    loop {
+        match wait(qemu.pidfd(), signals, events, notify)? {
+            Woken::QemuEnded => return Ok(()),
+            Woken::Signal(received) => {
+                if !received.by_terminal {
+                    // Gone already, then: the next wait sees it.
+                    let _ = qemu.pidfd().send_signal(received.signal);
                 }
-                Woken::Signal(received) => {
-                    if !received.by_terminal {
-                        // Gone already, then: the next wait sees it.
-                        let _ = qemu.pidfd().send_signal(received.signal);
-                    }
-                }
-                Woken::Fenced => {
-                    // Another host has this VM: the copy here must not go on.
-                    let _ = qemu.pidfd().send_signal(nix::sys::signal::Signal::SIGKILL);
-                }
+            }
+            Woken::Fenced => {
+                // Another host has this VM: the copy here must not go on.
+                let _ = qemu.pidfd().send_signal(Signal::SIGKILL);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use mycoram_agent::{EventHandler, LostPage, Region, RegionEvent, Target};
+use mycoram_agent::{EventHandler, LostPage, RegionEvent, Target};
 use mycoram_fabric::units::ByteCount;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +17,7 @@ use super::RunError;
 use super::signals::{Received, Signals};
 use crate::attach::Attached;
 use crate::process::PidFd;
+use crate::registry::VmFigures;
 
 /// Something that whoever started the VM should be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,24 @@ pub enum Notice {
     ComingHome,
 }
 
+/// A VM that is not ours any more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ran {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its last figures; `None` if it never came to run.
+    pub figures: Option<VmFigures>,
+}
+
+impl Ran {
+    pub(super) fn never(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            figures: None,
+        }
+    }
+}
+
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -61,8 +80,6 @@ pub enum Outcome {
     Ended(Option<ExitStatus>),
     /// QEMU goes on without us, all its memory at home.
     Detached,
-    /// QEMU goes on and waits for another agent.
-    Left,
 }
 
 impl Outcome {
@@ -190,9 +207,4 @@ pub(super) fn target_of(attached: Attached) -> Result<Target, RunError> {
                 .collect(),
         },
     })
-}
-
-/// The VM has ended: so does its region, and the nodes get their memory back.
-pub(super) fn end(region: Region) {
-    region.end();
 }

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use mycoram_agent::RegionName;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
 use super::{RECORD_VERSION, RegistryError, VmRecord, VmState};
@@ -23,6 +25,23 @@ pub struct Listing {
     pub vms: Vec<(VmRecord, VmState)>,
     /// Records that could not be read; they are left alone.
     pub unreadable: Vec<RegistryError>,
+}
+
+/// How often a lock file may be removed under our hands.
+const CLAIM_TRIES: usize = 16;
+
+/// A name that is ours. The kernel gives it up with the process that holds it, however that ends.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Before the lock is given up: who comes next makes a new one.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 impl Registry {
@@ -54,17 +73,51 @@ impl Registry {
         self.directory.join(format!("{name}.qmp"))
     }
 
-    /// Makes sure that no VM of this name runs, and removes what an ended one left behind.
-    pub fn claim(&self, name: &RegionName) -> Result<(), RegistryError> {
+    /// Takes a name for a new VM: none of this name runs, and none can start until the claim is dropped.
+    /// What an ended one left behind is removed.
+    pub fn claim(&self, name: &RegionName) -> Result<Claim, RegistryError> {
+        let claim = self.claim_running(name)?;
         match self.find(name) {
             Ok((record, VmState::Running | VmState::Orphaned)) => Err(RegistryError::Taken {
                 pid: record.target.process.pid,
             }),
             Ok((_, VmState::Ended)) | Err(RegistryError::Unknown | RegistryError::Form { .. }) => {
-                self.remove(name)
+                self.remove(name)?;
+                Ok(claim)
             }
             Err(other) => Err(other),
         }
+    }
+
+    /// Takes the name of a VM that may run already: nobody else serves it until the claim is dropped.
+    pub fn claim_running(&self, name: &RegionName) -> Result<Claim, RegistryError> {
+        let path = self.directory.join(format!("{name}.lock"));
+        let unusable = |source: io::Error| RegistryError::Record {
+            path: path.clone(),
+            source,
+        };
+        for _ in 0..CLAIM_TRIES {
+            let file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(unusable)?;
+            let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => lock,
+                Err((_, Errno::EWOULDBLOCK)) => return Err(RegistryError::InUse),
+                Err((_, errno)) => return Err(unusable(errno.into())),
+            };
+            // Its former holder may have removed it between our two steps.
+            let ours = lock.metadata().map_err(unusable)?;
+            if std::fs::metadata(&path)
+                .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
+            {
+                return Ok(Claim { path, _lock: lock });
+            }
+        }
+        Err(RegistryError::InUse)
     }
 
     /// Writes a record; readers see the old one or the new one, whole.
@@ -224,6 +277,7 @@ mod tests {
             state_dir: "/dev/shm/mycoram".into(),
             nodes: "nodes.toml".into(),
             attach_us: 3000,
+            stopped_us: 200,
         }
     }
 

@@ -42,6 +42,9 @@ pub enum RegistryError {
         /// Its QEMU.
         pid: i32,
     },
+    /// Another process starts or serves a VM of this name.
+    #[error("another process starts or serves a VM of this name")]
+    InUse,
     /// There is no such VM.
     #[error("no VM of this name runs here")]
     Unknown,

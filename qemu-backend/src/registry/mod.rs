@@ -4,6 +4,7 @@
 //!   /run/mycoram/vms/          (root; else $XDG_RUNTIME_DIR/mycoram/vms), mode 0700
 //!     NAME.json                the record: QEMU, its agent, the numbers for a take-over
 //!     NAME.qmp                 QEMU's private QMP socket, if we started it
+//!     NAME.lock                locked by the process that serves the VM
 //! ```
 //!
 //! The process that serves a VM owns its record and removes it when the VM ends. A record whose
@@ -13,8 +14,10 @@
 
 mod directory;
 mod error;
+mod figures;
 mod record;
 
-pub use directory::{Listing, Registry};
+pub use directory::{Claim, Listing, Registry};
 pub use error::RegistryError;
+pub use figures::{FIGURES_VERSION, VmFigures};
 pub use record::{RECORD_VERSION, VmRecord, VmState};

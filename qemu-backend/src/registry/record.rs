@@ -35,6 +35,8 @@ pub struct VmRecord {
     pub nodes: PathBuf,
     /// How long the attach took, us: from QEMU answering QMP to its faults being served.
     pub attach_us: u64,
+    /// How long QEMU's main thread stood still for it, us.
+    pub stopped_us: u64,
 }
 
 /// How a VM stands.
