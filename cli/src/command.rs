@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::{completions, exit_codes, man, version};
+use crate::{completions, exit_codes, man, version, vm};
 
 /// What a subcommand comes to: an exit code of its own choice (mostly success), or a failure.
 pub(crate) type Outcome = Result<ExitCode, Failure>;
@@ -26,6 +26,8 @@ pub(crate) struct Cli {
 /// The nouns.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Noun {
+    /// Run QEMU guests whose RAM lives on memory nodes
+    Vm(vm::Args),
     /// Print the version of myco, of its protocols and of its JSON output
     Version(version::Args),
     /// Print a completion script for a shell
@@ -38,6 +40,7 @@ impl Noun {
     /// Runs the chosen subcommand.
     pub(crate) fn run(self, output: &Output) -> Outcome {
         match self {
+            Self::Vm(args) => vm::run(args, output),
             Self::Version(args) => version::run(&args, output),
             Self::Completions(args) => completions::run(&args, output),
             Self::Man(args) => man::run(&args, output),

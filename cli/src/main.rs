@@ -18,6 +18,9 @@ mod logging;
 mod man;
 mod output;
 mod version;
+mod vm;
+mod vm_list;
+mod vm_stats;
 
 use std::process::ExitCode;
 
