@@ -148,6 +148,10 @@ pub struct RegionConfig {
     /// What every lane is asked to be. At least 64 frames.
     #[serde(skip, default = "default_lane")]
     pub lane: LaneConfig,
+    /// Do without UFFDIO_POISON even where the kernel has it. Default false. For tests of what stands in
+    /// for it on Linux before 6.6.
+    #[serde(skip)]
+    pub without_poison: bool,
 }
 
 fn one() -> u8 {
@@ -218,6 +222,7 @@ impl RegionConfig {
             spin_us: default_spin(),
             state_dir: default_state_dir(),
             lane: default_lane(),
+            without_poison: false,
         }
     }
 

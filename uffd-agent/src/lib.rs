@@ -19,7 +19,9 @@
 //! decides that, is not its business.
 
 mod config;
+mod engine;
 pub mod kernel;
+mod page_table;
 pub mod policy;
 mod runtime;
 mod stats;
@@ -29,9 +31,10 @@ pub use config::{
     Advice, ConfigError, DEFAULT_STATE_DIR, MAX_NAME_BYTES, MAX_WORKERS, MIN_BUDGET_PAGES,
     PrefetchPolicy, RegionConfig, RegionName, VictimPolicy,
 };
+pub use page_table::{StateFileError, WordError};
 pub use runtime::{
     AttachError, EventHandler, LostPage, Owner, Region, RegionError, RegionEvent, SavedRegion,
-    TakeOverError,
+    SetUpError, TakeOverError,
 };
 pub use stats::{RegionStats, STATS_VERSION, StatsError};
 pub use target::{

@@ -12,26 +12,40 @@ use super::{CallFailed, TargetRange};
 #[derive(Debug)]
 pub struct MemoryLock {
     mapping: Arc<Mapping>,
+    offset: usize,
 }
 
 impl MemoryLock {
     /// Locks a mapping of the agent's own. ENOMEM or EPERM: RLIMIT_MEMLOCK (`ulimit -l`) is too low.
     pub fn of(mapping: Arc<Mapping>) -> Result<Self, CallFailed> {
-        let start = std::ptr::NonNull::new(mapping.as_ptr()).ok_or(CallFailed {
+        Self::of_part(mapping, 0)
+    }
+
+    /// As [`Self::of`], from `offset` to the end of the mapping.
+    pub fn of_part(mapping: Arc<Mapping>, offset: usize) -> Result<Self, CallFailed> {
+        let lock = Self { mapping, offset };
+        let (start, bytes) = lock.range().ok_or(CallFailed {
             call: "mlock",
             source: nix::errno::Errno::EINVAL,
         })?;
-        // SAFETY: the range is a live mapping; locking changes no byte.
-        unsafe { mlock(start.cast(), mapping.len()) }.map_err(CallFailed::of("mlock"))?;
-        Ok(Self { mapping })
+        // SAFETY: the range is a part of a live mapping; locking changes no byte.
+        unsafe { mlock(start, bytes) }.map_err(CallFailed::of("mlock"))?;
+        Ok(lock)
+    }
+
+    fn range(&self) -> Option<(std::ptr::NonNull<libc::c_void>, usize)> {
+        let bytes = self.mapping.len().checked_sub(self.offset)?;
+        // SAFETY: checked to lie inside of the mapping.
+        let start = unsafe { self.mapping.as_ptr().add(self.offset) };
+        std::ptr::NonNull::new(start.cast()).map(|start| (start, bytes))
     }
 }
 
 impl Drop for MemoryLock {
     fn drop(&mut self) {
-        if let Some(start) = std::ptr::NonNull::new(self.mapping.as_ptr()) {
+        if let Some((start, bytes)) = self.range() {
             // SAFETY: the range is still mapped: we hold the mapping. A failure leaves it locked.
-            let _ = unsafe { nix::sys::mman::munlock(start.cast(), self.mapping.len()) };
+            let _ = unsafe { nix::sys::mman::munlock(start, bytes) };
         }
     }
 }

@@ -214,6 +214,40 @@ impl ParkingPipe {
         Ok(true)
     }
 
+    /// Copies the oldest `count` pages out, one behind the other, and lets go of them. Answers how many
+    /// there were.
+    ///
+    /// # Safety
+    /// `into` is writable for `count` pages, and nobody else uses them meanwhile.
+    pub unsafe fn take_run_to(
+        &self,
+        into: *mut u8,
+        count: PageCount,
+    ) -> Result<PageCount, ParkingError> {
+        let bytes = count.bytes().as_usize();
+        let mut got = 0;
+        while got < bytes {
+            // SAFETY: the caller vouches for `into`; `got` stays below the pages' bytes.
+            let n = unsafe { libc::read(self.out.as_raw_fd(), into.add(got).cast(), bytes - got) };
+            match Errno::result(n) {
+                Ok(n) if n > 0 => got += n as usize,
+                Err(Errno::EINTR) => {}
+                Ok(_) | Err(Errno::EAGAIN) => break,
+                Err(source) => {
+                    return Err(CallFailed {
+                        call: "read",
+                        source,
+                    }
+                    .into());
+                }
+            }
+        }
+        if got % PAGE_BYTES != 0 {
+            return Err(ParkingError::NotPages { bytes: got as u64 });
+        }
+        Ok(PageCount::new((got >> PAGE_SHIFT) as u32))
+    }
+
     /// As [`Self::take_to`], into a buffer.
     pub fn take(&self, into: &mut [u8; PAGE_BYTES]) -> Result<bool, ParkingError> {
         // SAFETY: `into` is exclusive and as long as a page.

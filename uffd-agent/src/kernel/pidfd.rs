@@ -66,6 +66,12 @@ impl PidFd {
         }
     }
 
+    /// The descriptor alone.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Its number.
     #[must_use]
     pub fn pid(&self) -> i32 {

@@ -1,8 +1,30 @@
 //! The IO around the engine: threads, descriptors, clocks.
+//!
+//! ```text
+//!   region      the owner's handle          attach, take_over   from descriptors to threads (set_up)
+//!   fault_worker, evictor, keeper           the threads of a region
+//!   orders      flush, bringing home        on the owner's thread
+//!   shared      what all of them share      victim_desk, address, memory, frames, bell, snapshot
+//! ```
 
+mod address;
+mod attach;
+mod bell;
+mod evictor;
+mod fault_worker;
+mod frames;
+mod keeper;
+mod memory;
+mod orders;
 mod region;
+mod set_up;
+mod shared;
+mod snapshot;
+mod take_over;
+mod victim_desk;
 
 pub use region::{
-    AttachError, EventHandler, LostPage, Owner, Region, RegionError, RegionEvent, SavedRegion,
-    TakeOverError,
+    AttachError, EventHandler, LostPage, Owner, Region, RegionError, RegionEvent, TakeOverError,
 };
+pub use set_up::SetUpError;
+pub use take_over::SavedRegion;

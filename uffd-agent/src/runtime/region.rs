@@ -1,13 +1,25 @@
 //! A region that an agent serves: the handle through which its owner speaks to it.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
+use crossbeam_channel::Sender;
 use mycoram_fabric::pages::{LaneError, PageError, RemoteRegion};
-use mycoram_fabric::units::{ByteCount, Epoch, PageCount, PageIndex, RegionId};
+use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, PageIndex, RegionId};
 
-use crate::config::{Advice, ConfigError, RegionConfig};
+use super::fault_worker::AdviceGiven;
+use super::set_up::{Running, SetUpError};
+use super::shared::{Shared, Standing};
+use super::take_over::SavedRegion;
+use super::victim_desk::VictimDesk;
+use super::{attach, orders, snapshot, take_over};
+use crate::config::{Advice, ConfigError, RegionConfig, check_budget};
+use crate::kernel::{
+    CallFailed, HandshakeError, MemoryFileError, MemoryLock, ParkingError, PidFdError,
+    ReceiveError, RegisterError,
+};
+use crate::page_table::{StateFile, StateFileError};
 use crate::stats::RegionStats;
 use crate::target::Target;
 
@@ -36,26 +48,80 @@ pub enum AttachError {
         /// In the target.
         target: PageCount,
     },
-    /// A lane could not be opened.
-    #[error("a lane to the memory nodes could not be opened")]
-    Lane(#[from] LaneError),
-    /// Not there yet.
-    #[error("this agent cannot attach yet")]
-    NotYet,
+    /// Start, length or place in the file is not whole pages, or outside of the file.
+    #[error("the target's mapping is not whole pages of its file")]
+    Mapping,
+    /// The file cannot be paged.
+    #[error("the target's memory cannot be paged")]
+    Memory(#[from] MemoryFileError),
+    /// The file has pages of another size.
+    #[error(
+        "the target's memory has huge pages; regions have pages of 4 KiB: use a file without hugetlb"
+    )]
+    HugePages,
+    /// The pipes do not do.
+    #[error("the target's parking pipes cannot be used")]
+    Pipes(#[from] ParkingError),
+    /// A pipe is not empty.
+    #[error("a parking pipe holds {0} already: give each region pipes of its own")]
+    PipeInUse(PageCount),
+    /// The descriptor does not do.
+    #[error("the target's userfaultfd cannot be used")]
+    Userfault(#[from] ReceiveError),
+    /// The handshake failed.
+    #[error("the target's userfaultfd cannot be set up")]
+    Handshake(#[from] HandshakeError),
+    /// The mapping cannot be watched.
+    #[error("the target's mapping cannot be watched")]
+    Register(#[from] RegisterError),
+    /// The target cannot be held.
+    #[error("the target process cannot be held")]
+    Process(#[from] PidFdError),
+    /// A call to the kernel failed.
+    #[error("the target's memory cannot be looked at")]
+    Call(#[from] CallFailed),
+    /// The state file.
+    #[error("the region's state file cannot be used")]
+    State(#[from] StateFileError),
+    /// Threads, lanes, descriptors.
+    #[error("the region's threads could not be started")]
+    SetUp(#[from] SetUpError),
 }
 
 /// Why a region could not be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
-    /// Another agent serves the region.
-    #[error("another agent serves this region: {path} is locked by it")]
-    InUse {
-        /// The state file.
-        path: PathBuf,
+    /// The state file: missing, damaged, or locked by an agent that lives.
+    #[error("the region's state file cannot be used")]
+    State(#[from] StateFileError),
+    /// The target has ended since.
+    #[error("the region's target, process {pid}, has ended")]
+    TargetGone {
+        /// Its number.
+        pid: i32,
     },
-    /// Not there yet.
-    #[error("this agent cannot take over yet")]
-    NotYet,
+    /// The epoch is not higher than the dead agent's.
+    #[error("taking a region over needs an epoch higher than {held}; {asked} was given")]
+    EpochTooLow {
+        /// The dead agent's.
+        held: Epoch,
+        /// Given.
+        asked: Epoch,
+    },
+    /// It is another region.
+    #[error("the state file is {held}'s, and {asked} was to be taken over")]
+    OtherRegion {
+        /// The file's.
+        held: RegionId,
+        /// Given.
+        asked: RegionId,
+    },
+    /// What attaching checks too.
+    #[error("the region cannot be served")]
+    Attach(#[from] AttachError),
+    /// A descriptor of the target.
+    #[error("the target's descriptors cannot be taken over")]
+    Descriptor(#[from] PidFdError),
 }
 
 /// Why an order to a region was not carried out.
@@ -77,6 +143,18 @@ pub enum RegionError {
         /// Of the region.
         pages: PageCount,
     },
+    /// Pages are lost, and would read as zeros from then on.
+    #[error("{pages} pages of the region are lost; it cannot become ordinary memory")]
+    LostPages {
+        /// How many.
+        pages: u64,
+    },
+    /// No lane for the order.
+    #[error("a lane to the memory nodes could not be opened")]
+    Lane(#[from] LaneError),
+    /// The state file.
+    #[error("the region's state file cannot be written")]
+    State(#[source] StateFileError),
     /// Pages could not be written to, or fetched from, their memory node.
     #[error("{failed} pages could not be moved; the first for this reason")]
     Pages {
@@ -117,102 +195,216 @@ pub enum RegionEvent {
 /// Called with what happens to the region.
 pub type EventHandler = Box<dyn FnMut(RegionEvent) + Send>;
 
-/// What a dead agent left behind: its locked state file.
-#[derive(Debug)]
-pub struct SavedRegion {}
-
-impl SavedRegion {
-    /// Locks and reads the state file of region `name`. The lock is held from here on.
-    pub fn open(_state_dir: &Path, _name: &crate::RegionName) -> Result<Self, TakeOverError> {
-        Err(TakeOverError::NotYet)
-    }
-
-    /// Its owner, as it was. Open the remote pages again with the directory and a higher epoch.
-    #[must_use]
-    pub fn owner(&self) -> Owner {
-        Owner {
-            region: RegionId::new(0),
-            epoch: Epoch::new(0),
-            directory: Vec::new(),
-        }
-    }
-
-    /// The target, its descriptors fetched anew from the process that holds them.
-    pub fn target(&self) -> Result<Target, TakeOverError> {
-        Err(TakeOverError::NotYet)
-    }
-}
-
 /// A region that is being served. Dropping it stops serving and leaves everything for a successor, as a
 /// killed agent would: the target waits at its next fault.
-pub struct Region {}
+pub struct Region {
+    shared: Arc<Shared>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+    desk: Arc<Mutex<VictimDesk>>,
+    advice: Vec<Sender<AdviceGiven>>,
+    state: Mutex<StateFile>,
+    /// Orders that work on pages themselves go one after the other.
+    orders: Mutex<()>,
+    _locks: Vec<MemoryLock>,
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Region")
+            .field("name", &self.shared.config.name)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Region {
     /// Starts serving `target` from `remote`. Pages that the file has already are resident; they may
     /// exceed the budget for as long as it takes to evict them.
     pub fn attach(
-        _target: Target,
-        _remote: Arc<dyn RemoteRegion>,
-        _owner: Owner,
-        _config: RegionConfig,
-        _events: EventHandler,
+        target: Target,
+        remote: Arc<dyn RemoteRegion>,
+        owner: Owner,
+        config: RegionConfig,
+        events: EventHandler,
     ) -> Result<Self, AttachError> {
-        Err(AttachError::NotYet)
+        attach::attach(target, remote, owner, config, events)
     }
 
     /// Goes on where the agent that wrote `saved` stopped. `remote` must have been opened with a higher epoch
     /// than `saved.owner().epoch`, so that nothing that agent sent can arrive any more.
     pub fn take_over(
-        _saved: SavedRegion,
-        _target: Target,
-        _remote: Arc<dyn RemoteRegion>,
-        _owner: Owner,
-        _config: RegionConfig,
-        _events: EventHandler,
+        saved: SavedRegion,
+        target: Target,
+        remote: Arc<dyn RemoteRegion>,
+        owner: Owner,
+        config: RegionConfig,
+        events: EventHandler,
     ) -> Result<Self, TakeOverError> {
-        Err(TakeOverError::NotYet)
+        take_over::take_over(saved, target, remote, owner, config, events)
+    }
+
+    pub(crate) fn over(running: Running, state: StateFile, locks: Vec<MemoryLock>) -> Self {
+        Self {
+            shared: running.shared,
+            keeper: Mutex::new(Some(running.keeper)),
+            desk: running.desk,
+            advice: running.advice,
+            state: Mutex::new(state),
+            orders: Mutex::new(()),
+            _locks: locks,
+        }
     }
 
     /// Figures as of now.
     #[must_use]
     pub fn stats(&self) -> RegionStats {
-        RegionStats::default()
+        snapshot::take(&self.shared)
+    }
+
+    fn alive(&self) -> Result<(), RegionError> {
+        if self.shared.is_serving() {
+            Ok(())
+        } else {
+            Err(RegionError::Ended)
+        }
     }
 
     /// Tells the policies about coming accesses.
-    pub fn advise(&self, _pages: Range<u32>, _advice: Advice) -> Result<(), RegionError> {
-        Err(RegionError::Ended)
+    pub fn advise(&self, pages: Range<u32>, advice: Advice) -> Result<(), RegionError> {
+        self.alive()?;
+        let all = self.shared.pages.table.pages();
+        let Some(count) = pages
+            .end
+            .checked_sub(pages.start)
+            .filter(|_| pages.end <= all.get())
+        else {
+            return Err(RegionError::OutOfRange {
+                start: pages.start,
+                end: pages.end,
+                pages: all,
+            });
+        };
+        if advice == Advice::DontNeed {
+            let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+            for page in pages {
+                desk.not_soon(PageIndex::new(page));
+            }
+            return Ok(());
+        }
+        let given = AdviceGiven {
+            page: PageIndex::new(pages.start),
+            pages: PageCount::new(count),
+            advice,
+        };
+        // What is needed soon is fetched once; a pattern is for every worker that may meet it. Advice
+        // that finds its channel full is dropped: it is advice.
+        let takers = if advice == Advice::WillNeed {
+            1
+        } else {
+            self.advice.len()
+        };
+        for sender in &self.advice[..takers] {
+            let _ = sender.try_send(given);
+        }
+        self.shared.ring_workers();
+        Ok(())
     }
 
     /// Writes every page that differs from its remote copy. What was written to memory before this call
     /// is on the memory nodes when it returns. Resident pages stay.
     pub fn flush(&self) -> Result<(), RegionError> {
-        Err(RegionError::Ended)
+        self.alive()?;
+        let _orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders::flush(&self.shared)
     }
 
     /// Changes the local budget. Returns at once; a smaller one is reached by eviction.
-    pub fn set_budget(&self, _budget: ByteCount) -> Result<(), RegionError> {
-        Err(RegionError::Ended)
+    pub fn set_budget(&self, budget: ByteCount) -> Result<(), RegionError> {
+        self.alive()?;
+        check_budget(budget)?;
+        let pages = budget.get() / PAGE_BYTES as u64;
+        self.shared.pages.credits.set_budget(pages);
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        self.desk
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_budget(PageCount::new(pages));
+        self.shared.ring_all();
+        Ok(())
     }
 
     /// Brings every page home, unregisters the mapping and removes the state file: from then on the
-    /// memory is ordinary memory of the target. Remote memory is released.
-    pub fn detach(self) -> Result<(), RegionError> {
-        Err(RegionError::Ended)
+    /// memory is ordinary memory of the target. Remote memory is released. Refused while pages are lost,
+    /// because they would read as zeros; the region goes on then.
+    pub fn detach(&self) -> Result<(), RegionError> {
+        self.alive()?;
+        let _orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders::bring_home(&self.shared)?;
+        self.stop();
+        self.finish();
+        Ok(())
     }
 
     /// The target has no more use for the region: stops serving, releases remote memory, removes the state
-    /// file. Pages that are not resident are gone.
-    pub fn end(self) {}
+    /// file. Pages that are not resident are gone, so the mapping must not be read any more; it may be
+    /// unmapped before or after.
+    pub fn end(self) {
+        self.stop();
+        self.finish();
+    }
+
+    fn stop(&self) {
+        self.shared.finish(Standing::Stopping);
+        let keeper = self
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(keeper) = keeper {
+            // A keeper that panicked has said so.
+            let _ = keeper.join();
+        }
+    }
+
+    /// Unregisters, so that nobody waits for an agent that is not there, and takes the traces away.
+    fn finish(&self) {
+        for segment in self.shared.address.segments() {
+            if let Some(range) = self
+                .shared
+                .address
+                .range_of(PageIndex::new(segment.page), segment.pages)
+            {
+                // Fails when the target has unmapped it, or has ended: then nobody waits.
+                let _ = self.shared.userfault.unregister(range);
+            }
+        }
+        self.shared.remote.release();
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove();
+        let config = &self.shared.config;
+        let _ = std::fs::remove_file(RegionStats::path(&config.state_dir, &config.name));
+    }
 
     /// The directory of extents, kept for a successor, has changed.
-    pub fn set_directory(&self, _directory: &[u8]) -> Result<(), RegionError> {
-        Err(RegionError::Ended)
+    pub fn set_directory(&self, directory: &[u8]) -> Result<(), RegionError> {
+        self.alive()?;
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_directory(directory)
+            .map_err(RegionError::State)
     }
 
     /// Whether the target has exited, or the region was fenced.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        true
+        !self.shared.is_serving()
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

@@ -1,0 +1,20 @@
+//! The page table: what is known of each page, in a file that outlives the agent.
+//!
+//! ```text
+//!   word      one page's state in 64 bits: a plain value
+//!   table     the entries (word, checksum) as atomics over mapped memory
+//!   file      the state file: header slots, directory, entries; locked by the agent that serves
+//! ```
+//!
+//! 16 bytes a page: the word and the checksum of what the memory node holds. Nothing else is kept for
+//! each page, here or elsewhere in the agent, save what the victim policy remembers.
+
+mod file;
+mod table;
+mod word;
+
+pub use file::StateFileError;
+pub(crate) use file::{Header, StateFile, process_started};
+pub(crate) use table::PageTable;
+pub use word::WordError;
+pub(crate) use word::{PageState, Source, Word};

@@ -1,0 +1,444 @@
+//! An evictor: keeps credits free, in the background, many batches at a time.
+//!
+//! ```text
+//!   pick -> choose -> splice -> [gate: punch] -> settle -> copy out -> judge -> WRITE .. -> drain
+//!     batch 0  ######################------------####~~~~~~~~~~~~~~~##
+//!     batch 1        ######################------------####~~~~~~~~~~~~~~~##     # CPU  - waiting  ~ network
+//! ```
+//!
+//! It owns a part of the parking pipes, a lane, and its frames in blocks of a pipe's size. It never waits
+//! for one batch while another one could go on.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mycoram_fabric::pages::{Direction, FrameIndex, PageDone, PageError, PageLane, PageRequest};
+use mycoram_fabric::transport::Armed;
+use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
+use twox_hash::XxHash3_64;
+
+use super::shared::{Fill, Shared, Standing, count};
+use super::victim_desk::VictimDesk;
+use crate::engine::{Action, Batch, BatchStep, Content, Judgement, Run};
+use crate::kernel::{Park, ParkingPipe};
+use crate::page_table::PageState;
+use crate::target::SLOTS_PER_PIPE;
+
+/// Longest sleep, ns.
+const LONGEST_SLEEP_NS: u64 = 1_000_000_000;
+/// How long to wait when every victim refused, ns.
+const REFUSED_SLEEP_NS: u64 = 1_000_000;
+
+struct Working {
+    batch: Batch,
+    /// Its frames, from copying out to draining.
+    block: Option<FrameIndex>,
+}
+
+/// See the module.
+pub(crate) struct Evictor {
+    shared: Arc<Shared>,
+    index: usize,
+    /// Its number at the gate.
+    thread: usize,
+    lane: Box<dyn PageLane>,
+    desk: Arc<Mutex<VictimDesk>>,
+    batches: Vec<Working>,
+    blocks: Vec<FrameIndex>,
+    scratch: ParkingPipe,
+    victims: Vec<PageIndex>,
+    refused: Vec<PageIndex>,
+    done: Vec<PageDone>,
+    poll_fds: Vec<libc::pollfd>,
+    /// Nobody could be chosen last time.
+    nobody: bool,
+}
+
+/// What an evictor is made of.
+pub(crate) struct EvictorParts {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) index: usize,
+    pub(crate) thread: usize,
+    pub(crate) lane: Box<dyn PageLane>,
+    pub(crate) desk: Arc<Mutex<VictimDesk>>,
+    /// One for each of its pipes; those of a dead predecessor hold pages already.
+    pub(crate) batches: Vec<Batch>,
+    pub(crate) scratch: ParkingPipe,
+}
+
+impl Evictor {
+    pub(crate) fn new(parts: EvictorParts) -> Self {
+        let block = u32::from(SLOTS_PER_PIPE);
+        let blocks = parts.shared.config.lane.frames / block;
+        for batch in &parts.batches {
+            parts.shared.parking[usize::from(batch.pipe())]
+                .owned_by(Arc::clone(parts.lane.frames()));
+        }
+        Self {
+            shared: parts.shared,
+            index: parts.index,
+            thread: parts.thread,
+            lane: parts.lane,
+            desk: parts.desk,
+            batches: parts
+                .batches
+                .into_iter()
+                .map(|batch| Working { batch, block: None })
+                .collect(),
+            blocks: (0..blocks).map(|b| FrameIndex(b * block)).collect(),
+            scratch: parts.scratch,
+            victims: Vec::with_capacity(usize::from(SLOTS_PER_PIPE)),
+            refused: Vec::with_capacity(usize::from(SLOTS_PER_PIPE)),
+            done: Vec::with_capacity(1024),
+            poll_fds: Vec::with_capacity(64),
+            nobody: false,
+        }
+    }
+
+    /// Evicts until the region is over.
+    pub(crate) fn run(mut self) {
+        while self.shared.is_serving() {
+            let mut busy = self.poll_lane();
+            let mut until = u64::MAX;
+            for at in 0..self.batches.len() {
+                busy |= self.advance(at, &mut until);
+            }
+            self.lane.ring();
+            self.nobody = false;
+            if self.shared.wants_eviction()
+                && let Some(idle) = self.batches.iter().position(|w| w.batch.is_idle())
+            {
+                let started = self.start(idle);
+                self.nobody = !started;
+                busy |= started;
+            }
+            if !busy {
+                self.sleep(until);
+            }
+        }
+    }
+
+    /// Chooses victims for an idle batch. False: nobody may leave now.
+    fn start(&mut self, at: usize) -> bool {
+        let size = self.shared.eviction_size();
+        let desk = Arc::clone(&self.desk);
+        let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
+        self.victims.clear();
+        desk.pick(&self.shared.pages, size, &mut self.victims);
+        // Neighbours leave together: one splice, one punch, one WRITE.
+        self.victims.sort_unstable();
+        let batch = &mut self.batches[at].batch;
+        for page in &self.victims {
+            if !batch.choose(&self.shared.pages, *page) {
+                let word = self.shared.pages.table.word(*page);
+                if word.state() == PageState::Resident && !word.homeless() {
+                    self.refused.push(*page);
+                }
+            }
+        }
+        for page in self.refused.drain(..) {
+            desk.stays(page);
+        }
+        !batch.is_idle()
+    }
+
+    /// Takes a batch as far as it goes now. `until` becomes the time at which it wants to go on.
+    fn advance(&mut self, at: usize, until: &mut u64) -> bool {
+        let settle = u64::from(self.shared.config.settle_ms) * 1_000_000;
+        let mut any = false;
+        loop {
+            let now = self.shared.now();
+            let step = self.batches[at].batch.step(&self.shared.pages, now, settle);
+            match step {
+                BatchStep::Idle | BatchStep::Wait => return any,
+                BatchStep::Settle { until: then } => {
+                    *until = then.min(*until);
+                    return any;
+                }
+                BatchStep::Splice(run) => self.splice(at, run),
+                BatchStep::Punch => self.punch(at),
+                BatchStep::Read => {
+                    if !self.copy_out(at) {
+                        return any;
+                    }
+                }
+                BatchStep::Write(run) => {
+                    if !self.write(at, run) {
+                        return any;
+                    }
+                }
+                BatchStep::Home(run) => self.bring_home(at, run.slot),
+                BatchStep::Drain => self.drain(at),
+            }
+            any = true;
+        }
+    }
+
+    fn splice(&mut self, at: usize, run: Run) {
+        let batch = &mut self.batches[at].batch;
+        let pipe = &self.shared.parking[usize::from(batch.pipe())].pipe;
+        let mut taken = 0;
+        while taken < run.count {
+            let page = PageIndex::new(run.page.get() + taken);
+            match self.shared.memory.park(pipe, page, run.count - taken) {
+                Ok(Park::Pages(pages)) => taken += pages.get(),
+                Ok(Park::Full) => break,
+                Err(error) => {
+                    tracing::error!(%error, page = page.get(), "a page cannot be spliced into its pipe");
+                    break;
+                }
+            }
+        }
+        let before = batch.held();
+        batch.spliced(&self.shared.pages, run, taken);
+        self.shared
+            .held
+            .fetch_add((batch.held() - before) as i64, Ordering::SeqCst);
+    }
+
+    fn punch(&mut self, at: usize) {
+        let shared = Arc::clone(&self.shared);
+        let before = self.batches[at].batch.held();
+        loop {
+            // One system call a section: fault workers wait for it before they read events.
+            let _section = shared.gate.change(self.thread);
+            let batch = &mut self.batches[at].batch;
+            let Some(run) = batch.next_punch(&shared.pages) else {
+                break;
+            };
+            let punched = shared.memory.punch(run.page, run.count);
+            if let Err(error) = &punched {
+                tracing::error!(%error, page = run.page.get(), "a hole cannot be punched");
+            }
+            batch.punched(&shared.pages, run, punched.is_ok());
+        }
+        let stayed = before - self.batches[at].batch.held();
+        shared.held.fetch_sub(stayed as i64, Ordering::SeqCst);
+        let desk = Arc::clone(&self.desk);
+        let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
+        for page in self.batches[at].batch.stayed() {
+            desk.stays(page);
+        }
+    }
+
+    fn bytes(&self, frame: FrameIndex) -> *mut u8 {
+        // SAFETY: frames come from `blocks`, which lie within the lane's frames.
+        unsafe {
+            self.lane
+                .frames()
+                .as_ptr()
+                .add(frame.0 as usize * PAGE_BYTES)
+        }
+    }
+
+    /// Copies a pipe's pages into frames and judges them. False: no frames are free.
+    fn copy_out(&mut self, at: usize) -> bool {
+        let Some(block) = self.blocks.pop() else {
+            return false;
+        };
+        let shared = Arc::clone(&self.shared);
+        let pipe = usize::from(self.batches[at].batch.pipe());
+        let parking = &shared.parking[pipe];
+        let pages = PageCount::new(self.batches[at].batch.len() as u32);
+        let into = self.bytes(block);
+        let copied = parking
+            .pipe
+            .share_with(&self.scratch, pages)
+            // SAFETY: a block has a pipe's worth of frames, and this one is ours alone until it is published.
+            .and_then(|shared| unsafe { self.scratch.take_run_to(into, shared) });
+        let copied = copied.unwrap_or_else(|error| {
+            tracing::error!(%error, pipe, "a parking pipe cannot be read");
+            PageCount::new(0)
+        });
+        self.batches[at].block = Some(block);
+        parking.publish(block.0);
+        for slot in 0..self.batches[at].batch.len() {
+            if !self.batches[at].batch.wants_judgement(slot) {
+                continue;
+            }
+            let bytes = if slot < copied.as_usize() {
+                // SAFETY: the frame was filled above; it is read only, by us and by fault workers, until
+                // the pipe is drained.
+                unsafe {
+                    std::slice::from_raw_parts(
+                        self.bytes(FrameIndex(block.0 + slot as u32)),
+                        PAGE_BYTES,
+                    )
+                }
+            } else {
+                // The pipe holds less than it was given: nobody can say what the page was.
+                self.lose(at, slot, None);
+                continue;
+            };
+            let zero = is_zero(bytes);
+            let checksum = if zero { 0 } else { XxHash3_64::oneshot(bytes) };
+            let judgement = self.batches[at]
+                .batch
+                .judge(&shared.pages, slot, checksum, zero);
+            let counters = &shared.counters;
+            match judgement {
+                Judgement::Gone => continue,
+                Judgement::Dirty => {}
+                Judgement::Clean => count(&counters.evictions_clean, 1),
+                Judgement::Zero => count(&counters.evictions_zero, 1),
+            }
+            count(&counters.evictions, 1);
+        }
+        self.batches[at].batch.judged();
+        true
+    }
+
+    /// False: the lane is full.
+    fn write(&mut self, at: usize, run: Run) -> bool {
+        let Some(block) = self.batches[at].block else {
+            return false;
+        };
+        let request = PageRequest {
+            tag: (at as u64) << 32 | (run.slot as u64) << 16 | u64::from(run.count),
+            direction: Direction::Write,
+            page: run.page,
+            run: run.count as u16,
+            frame: FrameIndex(block.0 + run.slot as u32),
+        };
+        if self.lane.queue(request).is_err() {
+            return false;
+        }
+        self.batches[at].batch.writing(run);
+        true
+    }
+
+    fn poll_lane(&mut self) -> bool {
+        self.lane.poll(&mut self.done);
+        let any = !self.done.is_empty();
+        for i in 0..self.done.len() {
+            let done = self.done[i];
+            let at = (done.tag >> 32) as usize;
+            let slot = (done.tag >> 16) as usize & 0xffff;
+            let pages = done.tag as usize & 0xffff;
+            match done.result {
+                Ok(()) => self.batches[at]
+                    .batch
+                    .written(&self.shared.pages, slot, pages),
+                Err(PageError::Lost { .. }) => {
+                    self.batches[at]
+                        .batch
+                        .write_failed(&self.shared.pages, slot, pages);
+                }
+                Err(PageError::Fenced) => self.shared.finish(Standing::Fenced),
+            }
+        }
+        self.done.clear();
+        any
+    }
+
+    /// A page whose memory node is gone stays here, as long as no more than half of the budget does.
+    fn bring_home(&mut self, at: usize, slot: usize) {
+        let homeless = self.shared.homeless.load(Ordering::SeqCst);
+        if homeless >= self.shared.pages.credits.budget() / 2 {
+            return self.lose(at, slot, None);
+        }
+        let shared = Arc::clone(&self.shared);
+        let Working { batch, block } = &mut self.batches[at];
+        let page = batch.page(slot);
+        let (Action::ReadParked, Some(block)) =
+            (batch.bring_home(&shared.pages, slot, true), *block)
+        else {
+            return;
+        };
+        shared.homeless.fetch_add(1, Ordering::SeqCst);
+        let bytes = self.bytes(FrameIndex(block.0 + slot as u32)).cast_const();
+        while shared.is_serving() {
+            let section = shared.gate.change(self.thread);
+            let bytes = (shared.pages.content(page) == Content::Fetched).then_some(bytes);
+            // SAFETY: the frame holds the page until the pipe is drained.
+            let (_, then) = unsafe { shared.fill(page, 1, bytes) };
+            drop(section);
+            match then {
+                Fill::Done => return,
+                // A fault worker reads the event that stands in the way.
+                Fill::Later => std::thread::yield_now(),
+                Fill::Gone => {
+                    shared.pages.discard(page);
+                    shared.pages.fetch_dropped(page);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, at: usize, slot: usize, node: Option<u16>) {
+        let page = self.batches[at].batch.page(slot);
+        if self.batches[at]
+            .batch
+            .bring_home(&self.shared.pages, slot, false)
+            == Action::Poison
+        {
+            self.shared.report_loss(page, node);
+            self.shared.poison(page, None);
+        }
+    }
+
+    fn drain(&mut self, at: usize) {
+        let Working { batch, block } = &mut self.batches[at];
+        let parking = &self.shared.parking[usize::from(batch.pipe())];
+        parking.unpublish();
+        if let Some(block) = block.take() {
+            self.blocks.push(block);
+        }
+        let all = parking.pipe.slots();
+        if let Err(error) = parking.pipe.drop_oldest(all, self.shared.sink.as_fd()) {
+            tracing::error!(%error, pipe = batch.pipe(), "a parking pipe cannot be emptied");
+        }
+        let freed = batch.drained(&self.shared.pages);
+        self.shared.held.fetch_sub(freed as i64, Ordering::SeqCst);
+        self.shared.credits_came();
+    }
+
+    fn sleep(&mut self, until: u64) {
+        let bell = &self.shared.evictor_bells[self.index];
+        bell.lie_down();
+        let now = self.shared.now();
+        let idle = self.batches.iter().any(|w| w.batch.is_idle());
+        let wanted = self.shared.wants_eviction() && idle && !self.nobody;
+        if wanted || !self.shared.is_serving() || self.lane.arm() == Armed::Ready {
+            bell.get_up();
+            return;
+        }
+        let mut sleep = until.saturating_sub(now).min(LONGEST_SLEEP_NS);
+        if self.nobody {
+            sleep = sleep.min(REFUSED_SLEEP_NS);
+        }
+        let wait_for = |fd: RawFd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        self.poll_fds.clear();
+        self.poll_fds.push(wait_for(bell.as_fd().as_raw_fd()));
+        let fds = &mut self.poll_fds;
+        self.lane
+            .readiness(&mut |fd| fds.push(wait_for(fd.as_raw_fd())));
+        let timeout = libc::timespec {
+            tv_sec: (sleep / 1_000_000_000) as libc::time_t,
+            tv_nsec: (sleep % 1_000_000_000) as libc::c_long,
+        };
+        // SAFETY: the vector and the time outlive the call; no signal mask is given.
+        unsafe {
+            libc::ppoll(
+                self.poll_fds.as_mut_ptr(),
+                self.poll_fds.len() as libc::nfds_t,
+                &raw const timeout,
+                std::ptr::null(),
+            )
+        };
+        bell.get_up();
+    }
+}
+
+/// Whether a page is all zero; most pages are not from the first bytes on.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    // SAFETY: every bit pattern is a u128; the parts that do not fit are returned beside.
+    let (head, words, tail) = unsafe { bytes.align_to::<u128>() };
+    words.iter().all(|w| *w == 0) && head.iter().chain(tail).all(|b| *b == 0)
+}

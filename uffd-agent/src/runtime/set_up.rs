@@ -1,0 +1,229 @@
+//! Setting a region up: from descriptors and a page table to running threads. The same for a new region and
+//! for one that is taken over.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use mycoram_fabric::pages::{LaneError, RemoteRegion};
+use mycoram_fabric::units::{PageCount, PageIndex};
+use nix::sys::signal::SigSet;
+
+use super::address::AddressMap;
+use super::bell::Bell;
+use super::evictor::{Evictor, EvictorParts};
+use super::fault_worker::{AdviceGiven, FaultWorker, FaultWorkerParts};
+use super::keeper::{Keeper, KeeperParts};
+use super::memory::RegionMemory;
+use super::region::EventHandler;
+use super::shared::{Parking, Parts, Shared};
+use super::victim_desk::VictimDesk;
+use crate::config::RegionConfig;
+use crate::engine::{Batch, Gate, Pages};
+use crate::kernel::{ParkingError, ParkingPipe, PidFd, SigbusStandIn, Userfault};
+use crate::policy::{admission_ring, prefetch_for, victims_for};
+use crate::target::SLOTS_PER_PIPE;
+
+/// Most pieces of news that wait for an evictor, for each fault worker.
+const MAX_NEWS: usize = 1 << 16;
+/// Losses, suspect ranges and pieces of advice that wait to be taken.
+const CHANNEL: usize = 256;
+
+/// Why a region's threads did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    /// A lane could not be opened.
+    #[error("a lane to the memory nodes could not be opened")]
+    Lane(#[from] LaneError),
+    /// A descriptor of the agent's own could not be made.
+    #[error("a descriptor could not be made: raise the limit of open files (ulimit -n)")]
+    Descriptor(#[source] std::io::Error),
+    /// A pipe for copies of parked pages could not be made.
+    #[error("a pipe for the agent's own use could not be made")]
+    Pipe(#[from] ParkingError),
+    /// A thread could not be started.
+    #[error("a thread could not be started")]
+    Thread(#[source] std::io::Error),
+}
+
+/// What a region starts from.
+pub(crate) struct Beginning {
+    pub(crate) config: RegionConfig,
+    pub(crate) target_pid: i32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) process: PidFd,
+    pub(crate) pages: Pages,
+    pub(crate) userfault: Userfault,
+    pub(crate) memory: RegionMemory,
+    pub(crate) address: AddressMap,
+    pub(crate) pipes: Vec<ParkingPipe>,
+    /// Slots and pages that a predecessor left in each pipe, and how many pages lie in it.
+    pub(crate) parked: Vec<(Vec<(u8, PageIndex)>, u64)>,
+    pub(crate) remote: Arc<dyn RemoteRegion>,
+    pub(crate) poison: bool,
+    pub(crate) events: EventHandler,
+}
+
+/// A running region.
+pub(crate) struct Running {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) keeper: JoinHandle<()>,
+    pub(crate) desk: Arc<Mutex<VictimDesk>>,
+    pub(crate) advice: Vec<crossbeam_channel::Sender<AdviceGiven>>,
+}
+
+fn bells(count: usize) -> Result<Vec<Bell>, SetUpError> {
+    (0..count)
+        .map(|_| Bell::new())
+        .collect::<Result<_, _>>()
+        .map_err(|e| SetUpError::Descriptor(e.into()))
+}
+
+/// A thread that takes none of the process's signals: their handlers may touch the region.
+fn thread(
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, SetUpError> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            let _ = SigSet::all().thread_block();
+            body();
+        })
+        .map_err(SetUpError::Thread)
+}
+
+/// Starts everything. On an error nothing runs.
+pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
+    let config = beginning.config.clone();
+    let workers = usize::from(config.fault_workers);
+    let evictors = usize::from(config.eviction_workers);
+    let (losses, losses_out) = crossbeam_channel::bounded(CHANNEL);
+    let (suspects, suspects_out) = crossbeam_channel::bounded(CHANNEL);
+    let sink = OpenOptions::new()
+        .write(true)
+        .open("/dev/null")
+        .map_err(SetUpError::Descriptor)?;
+    let held: u64 = beginning.parked.iter().map(|(_, held)| held).sum();
+    let budget = u32::try_from(beginning.pages.credits.budget()).unwrap_or(u32::MAX);
+    let table_pages = beginning.pages.table.pages();
+    let mut keeper_bell = bells(1)?;
+    let shared = Arc::new(Shared::new(Parts {
+        config: config.clone(),
+        target_pid: beginning.target_pid,
+        pages: beginning.pages,
+        // Fault workers, evictors, and one for orders of the owner.
+        gate: Gate::new(workers + evictors + 1),
+        userfault: beginning.userfault,
+        memory: beginning.memory,
+        address: beginning.address,
+        parking: beginning.pipes.into_iter().map(Parking::new).collect(),
+        remote: Arc::clone(&beginning.remote),
+        sink: sink.into(),
+        worker_bells: bells(workers)?,
+        evictor_bells: bells(evictors)?,
+        keeper_bell: keeper_bell.remove(0),
+        losses,
+        suspects,
+        poison: beginning.poison,
+        sigbus: SigbusStandIn::new(beginning.process),
+    }));
+    shared
+        .held
+        .store(held as i64, std::sync::atomic::Ordering::SeqCst);
+
+    let scratch = || ParkingPipe::new(PageCount::new(u32::from(SLOTS_PER_PIPE)));
+    let mut news = Vec::new();
+    let mut advice = Vec::new();
+    let mut worker_parts = Vec::new();
+    for index in 0..workers {
+        let (sender, receiver) = admission_ring(MAX_NEWS.min(table_pages.as_usize()));
+        news.push(receiver);
+        let (give, given) = crossbeam_channel::bounded(CHANNEL);
+        advice.push(give);
+        worker_parts.push(FaultWorkerParts {
+            shared: Arc::clone(&shared),
+            index,
+            lane: beginning.remote.open_lane(&config.lane)?,
+            policy: prefetch_for(config.prefetch, table_pages, config.prefetch_window_pages),
+            advice: given,
+            admissions: sender,
+            scratch: scratch()?,
+        });
+    }
+    let mut desk = VictimDesk::new(victims_for(config.victims, PageCount::new(budget)), news);
+    desk.admit_all(&shared.pages);
+    let desk = Arc::new(Mutex::new(desk));
+
+    let mut parked = beginning.parked;
+    parked.resize_with(shared.parking.len(), Default::default);
+    let mut evictor_parts = Vec::new();
+    for index in 0..evictors {
+        let batches = parked
+            .iter()
+            .enumerate()
+            .filter(|(pipe, _)| pipe % evictors == index)
+            .map(|(pipe, (slots, held))| {
+                let mut batch = Batch::new(pipe as u8, usize::from(SLOTS_PER_PIPE));
+                if *held > 0 {
+                    batch.adopt(&shared.pages, slots, *held, shared.now());
+                }
+                batch
+            })
+            .collect();
+        evictor_parts.push(EvictorParts {
+            shared: Arc::clone(&shared),
+            index,
+            thread: workers + index,
+            lane: beginning.remote.open_lane(&config.lane)?,
+            desk: Arc::clone(&desk),
+            batches,
+            scratch: scratch()?,
+        });
+    }
+
+    // From here on threads run; what fails ends those that do.
+    let mut threads = Vec::new();
+    let started = (|| {
+        for parts in worker_parts {
+            let worker = FaultWorker::new(parts);
+            threads.push(thread(format!("myco-fault-{}", threads.len()), || {
+                worker.run()
+            })?);
+        }
+        for parts in evictor_parts {
+            let name = format!("myco-evict-{}", parts.index);
+            let evictor = Evictor::new(parts);
+            threads.push(thread(name, || evictor.run())?);
+        }
+        Ok(())
+    })();
+    let keeper = started.and_then(|()| {
+        let keeper = Keeper::new(KeeperParts {
+            shared: Arc::clone(&shared),
+            pidfd: beginning.pidfd,
+            threads: std::mem::take(&mut threads),
+            losses: losses_out,
+            suspects: suspects_out,
+            events: beginning.events,
+            figures: crate::stats::RegionStats::path(&config.state_dir, &config.name),
+        });
+        thread("myco-keeper".to_owned(), || keeper.run())
+    });
+    match keeper {
+        Ok(keeper) => Ok(Running {
+            shared,
+            keeper,
+            desk,
+            advice,
+        }),
+        Err(error) => {
+            shared.finish(super::shared::Standing::Stopping);
+            for thread in threads {
+                let _ = thread.join();
+            }
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! What all threads of a region share, and how they speak to each other: atomics, bells, bounded channels.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use hdrhistogram::Histogram;
+use mycoram_fabric::pages::RemoteRegion;
+use mycoram_fabric::transport::Mapping;
+use mycoram_fabric::units::{PageCount, PageIndex};
+
+use super::address::AddressMap;
+use super::bell::Bell;
+use super::memory::RegionMemory;
+use crate::config::RegionConfig;
+use crate::engine::{Gate, Pages};
+use crate::kernel::{Filled, ParkingPipe, Poisoned, SigbusStandIn, TargetRange, Userfault, Wake};
+
+/// Longest service time that is told apart, ns: a minute.
+const LONGEST_SERVICE_NS: u64 = 60_000_000_000;
+
+/// How a region stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Standing {
+    /// Faults are served.
+    Serving = 0,
+    /// The owner has ordered its threads to stop.
+    Stopping = 1,
+    /// The target has gone.
+    TargetGone = 2,
+    /// Another owner has the region.
+    Fenced = 3,
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// Counts since the start. Each is written by many, rarely at once.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64),* }
+    };
+}
+
+counters!(
+    faults,
+    majors,
+    evictions,
+    evictions_clean,
+    evictions_zero,
+    rescued,
+    waited_for_budget,
+    prefetch_issued,
+    prefetch_used,
+    discarded,
+    checksum_mismatches,
+    lost,
+    stale,
+);
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+/// A parking pipe as fault workers see it.
+#[derive(Debug)]
+pub(crate) struct Parking {
+    pub(crate) pipe: ParkingPipe,
+    /// First frame of the pipe's content + 1, once an evictor has copied it out; 0 before.
+    frames: AtomicU32,
+    /// The frames of the evictor that owns the pipe.
+    mapping: std::sync::OnceLock<Arc<Mapping>>,
+}
+
+impl Parking {
+    pub(crate) fn new(pipe: ParkingPipe) -> Self {
+        Self {
+            pipe,
+            frames: AtomicU32::new(0),
+            mapping: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// The evictor's frames, told once at its start.
+    pub(crate) fn owned_by(&self, mapping: Arc<Mapping>) {
+        let _ = self.mapping.set(mapping);
+    }
+
+    /// The pipe's pages are in these frames, until [`Self::unpublish`].
+    pub(crate) fn publish(&self, first_frame: u32) {
+        self.frames.store(first_frame + 1, Ordering::SeqCst);
+    }
+
+    /// Only when no page of the pipe is leaving and nobody reads.
+    pub(crate) fn unpublish(&self) {
+        self.frames.store(0, Ordering::SeqCst);
+    }
+
+    /// Where the bytes of `slot` lie. Good as long as the caller is a reader of this pipe.
+    pub(crate) fn bytes_of(&self, slot: u8) -> Option<*const u8> {
+        let frame = self.frames.load(Ordering::SeqCst).checked_sub(1)?;
+        let mapping = self.mapping.get()?;
+        let offset = (frame as usize + usize::from(slot)) * mycoram_fabric::units::PAGE_BYTES;
+        mapping
+            .check(offset, mycoram_fabric::units::PAGE_BYTES)
+            .ok()?;
+        // SAFETY: checked to lie inside of the mapping, which `self` keeps alive.
+        Some(unsafe { mapping.as_ptr().add(offset) }.cast_const())
+    }
+}
+
+/// A page that was lost, on its way to the keeper.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LossReport {
+    pub(crate) page: PageIndex,
+    pub(crate) node: Option<u16>,
+}
+
+/// Pages whose discard was announced, on their way to the keeper.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SuspectRange {
+    pub(crate) page: PageIndex,
+    pub(crate) pages: PageCount,
+    pub(crate) at: u64,
+}
+
+/// Shared by all threads of a region.
+pub(crate) struct Shared {
+    pub(crate) config: RegionConfig,
+    pub(crate) target_pid: i32,
+    pub(crate) pages: Pages,
+    pub(crate) gate: Gate,
+    pub(crate) userfault: Userfault,
+    pub(crate) memory: RegionMemory,
+    pub(crate) address: AddressMap,
+    pub(crate) parking: Vec<Parking>,
+    pub(crate) remote: Arc<dyn RemoteRegion>,
+    pub(crate) sink: OwnedFd,
+    pub(crate) counters: Counters,
+    /// Of each fault worker.
+    pub(crate) worker_bells: Vec<Bell>,
+    /// Of each evictor.
+    pub(crate) evictor_bells: Vec<Bell>,
+    pub(crate) keeper_bell: Bell,
+    /// Fault workers that have faults waiting for a credit.
+    pub(crate) waiting: AtomicU32,
+    /// Pages in parking pipes.
+    pub(crate) held: AtomicI64,
+    pub(crate) homeless: AtomicI64,
+    pub(crate) losses: Sender<LossReport>,
+    pub(crate) suspects: Sender<SuspectRange>,
+    /// A suspect range did not fit into the channel: the whole table has to be looked at.
+    pub(crate) suspects_missed: AtomicBool,
+    /// Whether the kernel has poison.
+    pub(crate) poison: bool,
+    pub(crate) sigbus: Mutex<SigbusStandIn>,
+    /// Service times, ns; workers add theirs when they have nothing else to do.
+    pub(crate) service: Mutex<Histogram<u64>>,
+    standing: AtomicU8,
+    started: Instant,
+}
+
+/// An empty histogram of service times. Never grows.
+pub(crate) fn service_histogram() -> Histogram<u64> {
+    // The bounds are constants that hdrhistogram accepts.
+    Histogram::new_with_bounds(100, LONGEST_SERVICE_NS, 3)
+        .unwrap_or_else(|_| unreachable!("constant bounds"))
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            config: parts.config,
+            target_pid: parts.target_pid,
+            pages: parts.pages,
+            gate: parts.gate,
+            userfault: parts.userfault,
+            memory: parts.memory,
+            address: parts.address,
+            parking: parts.parking,
+            remote: parts.remote,
+            sink: parts.sink,
+            counters: Counters::default(),
+            worker_bells: parts.worker_bells,
+            evictor_bells: parts.evictor_bells,
+            keeper_bell: parts.keeper_bell,
+            waiting: AtomicU32::new(0),
+            held: AtomicI64::new(0),
+            homeless: AtomicI64::new(0),
+            losses: parts.losses,
+            suspects: parts.suspects,
+            suspects_missed: AtomicBool::new(false),
+            poison: parts.poison,
+            sigbus: Mutex::new(parts.sigbus),
+            service: Mutex::new(service_histogram()),
+            standing: AtomicU8::new(Standing::Serving as u8),
+            started: Instant::now(),
+        }
+    }
+
+    /// ns since the region's start.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        match self.standing.load(Ordering::SeqCst) {
+            0 => Standing::Serving,
+            1 => Standing::Stopping,
+            2 => Standing::TargetGone,
+            _ => Standing::Fenced,
+        }
+    }
+
+    /// The region is over, for the first reason that is given. Wakes everybody.
+    pub(crate) fn finish(&self, why: Standing) {
+        let _ = self.standing.compare_exchange(
+            Standing::Serving as u8,
+            why as u8,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+        self.ring_all();
+    }
+
+    /// The gate's number for orders of the owner.
+    pub(crate) fn owner_thread(&self) -> usize {
+        self.worker_bells.len() + self.evictor_bells.len()
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        self.standing.load(Ordering::Relaxed) == Standing::Serving as u8
+    }
+
+    pub(crate) fn ring_all(&self) {
+        self.ring_workers();
+        self.ring_evictors();
+        self.keeper_bell.ring();
+    }
+
+    pub(crate) fn ring_workers(&self) {
+        self.worker_bells.iter().for_each(Bell::ring);
+    }
+
+    pub(crate) fn ring_evictors(&self) {
+        self.evictor_bells.iter().for_each(Bell::ring);
+    }
+
+    /// Credits have come back: faults may be waiting for them.
+    pub(crate) fn credits_came(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.ring_workers();
+        }
+    }
+
+    /// Whether evictors have something to do.
+    pub(crate) fn wants_eviction(&self) -> bool {
+        let credits = &self.pages.credits;
+        credits.free() + self.held.load(Ordering::SeqCst) < credits.target()
+    }
+
+    /// Pages that one eviction takes: enough to be worth its system calls, few enough for the budget.
+    pub(crate) fn eviction_size(&self) -> usize {
+        usize::try_from(self.pages.credits.budget() / 16)
+            .unwrap_or(0)
+            .clamp(4, usize::from(crate::target::SLOTS_PER_PIPE))
+    }
+
+    /// Wakes who waits in a range. That nobody is there any more is no failure.
+    pub(crate) fn wake(&self, range: TargetRange) {
+        let _ = self.userfault.wake(range);
+    }
+
+    /// Wakes who waits for a page.
+    pub(crate) fn wake_page(&self, page: PageIndex) {
+        if let Some(range) = self.address.range_of(page, 1) {
+            self.wake(range);
+        }
+    }
+
+    /// Makes a lost page raise SIGBUS. False: not now, an event waits to be read.
+    pub(crate) fn poison(&self, page: PageIndex, tid: Option<i32>) -> bool {
+        let Some(range) = self.address.range_of(page, 1) else {
+            return true;
+        };
+        if self.poison {
+            match self.userfault.poison(range) {
+                Poisoned::Again => return false,
+                Poisoned::Unsupported => {}
+                Poisoned::Exists => {
+                    self.wake(range);
+                    return true;
+                }
+                Poisoned::Done | Poisoned::Gone(_) => return true,
+            }
+        }
+        if let Some(tid) = tid {
+            // A lost page is no longer on the fast path; and only here is this lock taken.
+            let mut sigbus = self
+                .sigbus
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Err(e) = sigbus.strike(Some(tid), range.start()) {
+                tracing::error!(error = %e, "a thread waits for a lost page and cannot be told");
+                return true;
+            }
+        }
+        // Without a thread to tell: whoever waits faults again, and that fault names its thread.
+        self.wake(range);
+        true
+    }
+
+    /// Reports a loss to the keeper.
+    pub(crate) fn report_loss(&self, page: PageIndex, node: Option<u16>) {
+        count(&self.counters.lost, 1);
+        // Full: the count is right, and the list is bounded anyway.
+        let _ = self.losses.try_send(LossReport { page, node });
+        self.keeper_bell.ring();
+    }
+
+    /// Fills one run of pages and says so in the page table. Inside the gate. `bytes` is where fetched
+    /// content lies; without it, zeros. Answers how many of the `count` pages are in, and whether to try
+    /// the rest again later.
+    ///
+    /// # Safety
+    /// `bytes`, if any, is readable for `count` pages.
+    pub(crate) unsafe fn fill(
+        &self,
+        page: PageIndex,
+        count: u32,
+        bytes: Option<*const u8>,
+    ) -> (u32, Fill) {
+        let Some(range) = self.address.range_of(page, count) else {
+            return (0, Fill::Gone);
+        };
+        let filled = match bytes {
+            // SAFETY: the caller vouches for `bytes`; the range has at most `count` pages.
+            Some(bytes) => unsafe { self.userfault.copy(range, bytes, Wake::Now) },
+            None => self.userfault.zero(range, Wake::Now),
+        };
+        let (pages, then) = match filled {
+            Filled::Done => (range.pages().get(), Fill::Done),
+            Filled::Exists => (1, Fill::Done),
+            Filled::Again { pages } if pages.get() > 0 => (pages.get(), Fill::Done),
+            Filled::Again { .. } | Filled::NoSpace => (0, Fill::Later),
+            Filled::Gone(_) => (0, Fill::Gone),
+            Filled::Refused(error) => {
+                tracing::error!(%error, page = page.get(), "the kernel refuses to fill a page");
+                (0, Fill::Gone)
+            }
+        };
+        let mut wake = filled == Filled::Exists;
+        for at in 0..pages {
+            if let Some(page) = page.checked_add(PageCount::new(at)) {
+                wake |= self.pages.installed(page);
+            }
+        }
+        if wake && let Some(range) = self.address.range_of(page, pages) {
+            self.wake(range);
+        }
+        (pages, then)
+    }
+}
+
+/// How a [`Shared::fill`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fill {
+    /// Go on with the next page.
+    Done,
+    /// An event waits to be read, or memory is short: try again later.
+    Later,
+    /// The page is not mapped in the target any more.
+    Gone,
+}
+
+/// What [`Shared`] is made of.
+pub(crate) struct Parts {
+    pub(crate) config: RegionConfig,
+    pub(crate) target_pid: i32,
+    pub(crate) pages: Pages,
+    pub(crate) gate: Gate,
+    pub(crate) userfault: Userfault,
+    pub(crate) memory: RegionMemory,
+    pub(crate) address: AddressMap,
+    pub(crate) parking: Vec<Parking>,
+    pub(crate) remote: Arc<dyn RemoteRegion>,
+    pub(crate) sink: OwnedFd,
+    pub(crate) worker_bells: Vec<Bell>,
+    pub(crate) evictor_bells: Vec<Bell>,
+    pub(crate) keeper_bell: Bell,
+    pub(crate) losses: Sender<LossReport>,
+    pub(crate) suspects: Sender<SuspectRange>,
+    pub(crate) poison: bool,
+    pub(crate) sigbus: SigbusStandIn,
+}

@@ -1,0 +1,97 @@
+//! The victim policy and the news that reach it. Shared by evictors; fault workers only push news.
+
+use mycoram_fabric::units::PageIndex;
+
+use crate::engine::Pages;
+use crate::page_table::PageState;
+use crate::policy::{Admission, AdmissionKind, AdmissionReceiver, Victims};
+
+/// Pages looked at in one walk when the policy knows too few.
+const WALK: u32 = 1 << 16;
+
+/// See the module.
+pub(crate) struct VictimDesk {
+    victims: Box<dyn Victims>,
+    news: Vec<AdmissionReceiver>,
+    /// Where the next walk over the page table begins.
+    hand: u32,
+}
+
+impl VictimDesk {
+    pub(crate) fn new(victims: Box<dyn Victims>, news: Vec<AdmissionReceiver>) -> Self {
+        Self {
+            victims,
+            news,
+            hand: 0,
+        }
+    }
+
+    /// Hears all news; walks the table for pages whose news was dropped.
+    fn listen(&mut self, pages: &Pages) {
+        let mut dropped = 0;
+        for receiver in &mut self.news {
+            dropped += receiver.dropped();
+            while let Some(news) = receiver.pop() {
+                self.victims.hear(news);
+            }
+        }
+        if dropped > 0 {
+            self.walk(pages, pages.table.pages().get());
+        }
+    }
+
+    /// Admits up to `most` resident pages of the table that the policy does not know.
+    fn walk(&mut self, pages: &Pages, most: u32) {
+        let all = pages.table.pages().get();
+        for _ in 0..most.min(all) {
+            let page = PageIndex::new(self.hand);
+            self.hand = (self.hand + 1) % all;
+            let word = pages.table.word(page);
+            if word.state() == PageState::Resident
+                && !word.homeless()
+                && !self.victims.contains(page)
+            {
+                self.victims.hear(Admission {
+                    page,
+                    kind: AdmissionKind::Asked,
+                });
+            }
+        }
+    }
+
+    /// Everything that is resident at the start.
+    pub(crate) fn admit_all(&mut self, pages: &Pages) {
+        self.walk(pages, pages.table.pages().get());
+    }
+
+    /// Picks up to `count` victims.
+    pub(crate) fn pick(&mut self, pages: &Pages, count: usize, out: &mut Vec<PageIndex>) {
+        self.listen(pages);
+        self.victims.pick(count, out);
+        if out.is_empty() {
+            self.walk(pages, WALK);
+            self.victims.pick(count, out);
+        }
+    }
+
+    /// A page that was picked stays resident.
+    pub(crate) fn stays(&mut self, page: PageIndex) {
+        self.victims.hear(Admission {
+            page,
+            kind: AdmissionKind::Asked,
+        });
+    }
+
+    pub(crate) fn not_soon(&mut self, page: PageIndex) {
+        if self.victims.contains(page) {
+            self.victims.hear(Admission {
+                page,
+                kind: AdmissionKind::NotSoon,
+            });
+        }
+    }
+
+    pub(crate) fn set_budget(&mut self, budget: mycoram_fabric::units::PageCount) {
+        self.victims.set_budget(budget);
+    }
+}

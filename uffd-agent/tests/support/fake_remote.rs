@@ -1,0 +1,225 @@
+//! A remote region in this process's memory, whose nodes die, whose bytes rot and whose owner is fenced when a
+//! test says so.
+
+use std::collections::{HashSet, VecDeque};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use mycoram_fabric::pages::{
+    Direction, LaneConfig, LaneError, LaneFull, PageDone, PageError, PageLane, PageRequest,
+    RemoteRegion, RemoteStats,
+};
+use mycoram_fabric::transport::{Armed, Mapping};
+use mycoram_fabric::units::{PAGE_BYTES, PageCount};
+
+/// Pages that lie on one node, before the next one takes over.
+pub const STRIPE: u32 = 256;
+
+/// Shared by the fake and its lanes.
+pub struct Store {
+    memory: Arc<Mapping>,
+    pages: u32,
+    pub nodes: u32,
+    /// Bit set: this node is dead.
+    pub dead: AtomicU32,
+    pub fenced: AtomicBool,
+    /// Pages whose next READ comes back changed.
+    pub rot: Mutex<HashSet<u32>>,
+    pub released: AtomicBool,
+    /// Polls that a request waits before it is done: a stand-in for latency.
+    pub polls: AtomicU32,
+    pub bytes_read: AtomicU64,
+    pub bytes_written: AtomicU64,
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+pub struct FakeRemote {
+    pub store: Arc<Store>,
+}
+
+impl FakeRemote {
+    pub fn new(pages: u32, nodes: u32) -> Arc<Self> {
+        let memory = Mapping::anonymous(pages as usize * PAGE_BYTES).expect("memory");
+        Self::over(Arc::new(memory), pages, nodes)
+    }
+
+    /// Over memory that outlives this process's agent: a mapping of a file, say.
+    pub fn over(memory: Arc<Mapping>, pages: u32, nodes: u32) -> Arc<Self> {
+        Arc::new(Self {
+            store: Arc::new(Store {
+                memory,
+                pages,
+                nodes,
+                dead: AtomicU32::new(0),
+                fenced: AtomicBool::new(false),
+                rot: Mutex::new(HashSet::new()),
+                released: AtomicBool::new(false),
+                polls: AtomicU32::new(0),
+                bytes_read: AtomicU64::new(0),
+                bytes_written: AtomicU64::new(0),
+                reads: AtomicU64::new(0),
+                writes: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    pub fn kill_node(&self, node: u32) {
+        self.store.dead.fetch_or(1 << node, Ordering::SeqCst);
+    }
+
+    pub fn node_of(&self, page: u32) -> u32 {
+        page / STRIPE % self.store.nodes
+    }
+}
+
+impl RemoteRegion for FakeRemote {
+    fn pages(&self) -> PageCount {
+        PageCount::new(self.store.pages)
+    }
+
+    fn open_lane(&self, config: &LaneConfig) -> Result<Box<dyn PageLane>, LaneError> {
+        Ok(Box::new(FakeLane {
+            store: Arc::clone(&self.store),
+            frames: Arc::new(Mapping::anonymous(config.frames as usize * PAGE_BYTES)?),
+            depth: config.depth as usize,
+            queued: Vec::new(),
+            flying: VecDeque::new(),
+        }))
+    }
+
+    fn stats(&self) -> RemoteStats {
+        RemoteStats {
+            bytes_read: self.store.bytes_read.load(Ordering::Relaxed),
+            bytes_written: self.store.bytes_written.load(Ordering::Relaxed),
+            reads: self.store.reads.load(Ordering::Relaxed),
+            writes: self.store.writes.load(Ordering::Relaxed),
+            reconnects: 0,
+            nodes_lost: self.store.dead.load(Ordering::Relaxed).count_ones().into(),
+        }
+    }
+
+    fn node_name(&self, node: u16) -> String {
+        format!("node-{node}")
+    }
+
+    fn release(&self) {
+        self.store.released.store(true, Ordering::SeqCst);
+    }
+}
+
+struct FakeLane {
+    store: Arc<Store>,
+    frames: Arc<Mapping>,
+    depth: usize,
+    queued: Vec<PageRequest>,
+    flying: VecDeque<(u32, PageRequest)>,
+}
+
+impl FakeLane {
+    fn carry_out(&self, request: PageRequest) -> Result<(), PageError> {
+        let store = &self.store;
+        if store.fenced.load(Ordering::SeqCst) {
+            return Err(PageError::Fenced);
+        }
+        let dead = store.dead.load(Ordering::SeqCst);
+        let mut bytes = [0; PAGE_BYTES];
+        for at in 0..u32::from(request.run) {
+            let page = request.page.get() + at;
+            let node = page / STRIPE % store.nodes;
+            if dead & (1 << node) != 0 {
+                return Err(PageError::Lost { node: node as u16 });
+            }
+            let there = page as usize * PAGE_BYTES;
+            let here = (request.frame.0 + at) as usize * PAGE_BYTES;
+            match request.direction {
+                Direction::Read => {
+                    store.memory.copy_out(there, &mut bytes).expect("inside");
+                    if store.rot.lock().expect("no panic").remove(&page) {
+                        bytes[7] ^= 0x10;
+                    }
+                    self.frames.copy_in(here, &bytes).expect("inside");
+                    store
+                        .bytes_read
+                        .fetch_add(PAGE_BYTES as u64, Ordering::Relaxed);
+                }
+                Direction::Write => {
+                    self.frames.copy_out(here, &mut bytes).expect("inside");
+                    store.memory.copy_in(there, &bytes).expect("inside");
+                    store
+                        .bytes_written
+                        .fetch_add(PAGE_BYTES as u64, Ordering::Relaxed);
+                }
+            }
+        }
+        match request.direction {
+            Direction::Read => store.reads.fetch_add(1, Ordering::Relaxed),
+            Direction::Write => store.writes.fetch_add(1, Ordering::Relaxed),
+        };
+        Ok(())
+    }
+}
+
+impl PageLane for FakeLane {
+    fn frames(&self) -> &Arc<Mapping> {
+        &self.frames
+    }
+
+    fn free_slots(&self) -> usize {
+        self.depth - self.queued.len() - self.flying.len()
+    }
+
+    fn queue(&mut self, request: PageRequest) -> Result<(), LaneFull> {
+        assert!((1..=16).contains(&request.run), "a run of {}", request.run);
+        assert!(request.page.get() + u32::from(request.run) <= self.store.pages);
+        if self.free_slots() == 0 {
+            return Err(LaneFull);
+        }
+        self.queued.push(request);
+        Ok(())
+    }
+
+    fn ring(&mut self) {
+        let polls = self.store.polls.load(Ordering::Relaxed);
+        self.flying
+            .extend(self.queued.drain(..).map(|request| (polls, request)));
+    }
+
+    fn poll(&mut self, into: &mut Vec<PageDone>) -> usize {
+        let mut done = 0;
+        while into.len() < into.capacity() {
+            match self.flying.front_mut() {
+                Some((polls, _)) if *polls > 0 => {
+                    *polls -= 1;
+                    break;
+                }
+                None => break,
+                Some(_) => {}
+            }
+            let Some((_, request)) = self.flying.pop_front() else {
+                break;
+            };
+            into.push(PageDone {
+                tag: request.tag,
+                direction: request.direction,
+                page: request.page,
+                run: request.run,
+                frame: request.frame,
+                result: self.carry_out(request),
+            });
+            done += 1;
+        }
+        done
+    }
+
+    fn arm(&mut self) -> Armed {
+        if self.flying.is_empty() {
+            Armed::Waiting
+        } else {
+            Armed::Ready
+        }
+    }
+
+    fn readiness<'a>(&'a self, _each: &mut dyn FnMut(BorrowedFd<'a>)) {}
+}

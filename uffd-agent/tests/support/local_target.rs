@@ -1,0 +1,166 @@
+//! A target that is this very process: a memfd, a mapping of it, a userfaultfd.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use mycoram_agent::kernel::{MemoryFile, PidFd, Userfault};
+use mycoram_agent::{
+    HeldDescriptors, Owner, ParkingPipe, Region, RegionConfig, RegionEvent, Target,
+};
+use mycoram_fabric::pages::RemoteRegion;
+use mycoram_fabric::transport::Mapping;
+use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, RegionId};
+
+/// Keeps the descriptors that a target process would keep.
+pub struct LocalTarget {
+    pub mapping: Mapping,
+    pub memory: OwnedFd,
+    pub uffd: OwnedFd,
+    pipes: Vec<(OwnedFd, OwnedFd)>,
+    pub pages: u32,
+}
+
+impl LocalTarget {
+    pub fn new(pages: u32) -> Self {
+        let bytes = ByteCount::new(u64::from(pages) * PAGE_BYTES as u64);
+        let file = MemoryFile::create(c"mycoram-test", bytes).expect("a memfd");
+        let memory = file.as_fd().try_clone_to_owned().expect("a descriptor");
+        let mapping = shared_lazy(&memory, bytes.as_usize());
+        let uffd = Userfault::new_in_this_process()
+            .expect("a userfaultfd: root, or vm.unprivileged_userfaultfd=1")
+            .try_clone_fd()
+            .expect("a descriptor");
+        let pipes = (0..8)
+            .map(|_| ParkingPipe::new().expect("a pipe"))
+            .map(|pipe| (pipe.read, pipe.write))
+            .collect();
+        Self {
+            mapping,
+            memory,
+            uffd,
+            pipes,
+            pages,
+        }
+    }
+
+    pub fn target(&self) -> Target {
+        let dup = |fd: &OwnedFd| fd.try_clone().expect("a descriptor");
+        let pid = std::process::id() as i32;
+        Target {
+            pid,
+            pidfd: PidFd::open(pid).expect("ourselves").into_fd(),
+            uffd: dup(&self.uffd),
+            memory: dup(&self.memory),
+            file_offset: 0,
+            base: self.mapping.as_ptr() as u64,
+            bytes: ByteCount::new(u64::from(self.pages) * PAGE_BYTES as u64),
+            pipes: self
+                .pipes
+                .iter()
+                .map(|(read, write)| ParkingPipe {
+                    read: dup(read),
+                    write: dup(write),
+                })
+                .collect(),
+            held: HeldDescriptors {
+                uffd: self.uffd.as_raw_fd(),
+                memory: self.memory.as_raw_fd(),
+                pipes: self
+                    .pipes
+                    .iter()
+                    .map(|(read, write)| (read.as_raw_fd(), write.as_raw_fd()))
+                    .collect(),
+            },
+        }
+    }
+
+    /// A word of a page, as any thread of a program reads and writes it.
+    pub fn word(&self, page: u32, at: usize) -> &AtomicU64 {
+        assert!(page < self.pages && at < PAGE_BYTES / 8);
+        // SAFETY: inside of the mapping and aligned; all users of it use atomics.
+        unsafe {
+            &*self
+                .mapping
+                .as_ptr()
+                .add(page as usize * PAGE_BYTES + at * 8)
+                .cast::<AtomicU64>()
+        }
+    }
+
+    pub fn byte(&self, page: u32, at: usize) -> &AtomicU8 {
+        assert!(page < self.pages && at < PAGE_BYTES);
+        // SAFETY: as above.
+        unsafe {
+            &*self
+                .mapping
+                .as_ptr()
+                .add(page as usize * PAGE_BYTES + at)
+                .cast::<AtomicU8>()
+        }
+    }
+
+    /// Fills a page with words that only this page and value have.
+    pub fn fill(&self, page: u32, value: u64) {
+        for at in [0, 1, 255, 511] {
+            self.word(page, at)
+                .store(pattern(page, value, at), Ordering::Relaxed);
+        }
+    }
+
+    pub fn check(&self, page: u32, value: u64) {
+        for at in [0, 1, 255, 511] {
+            let got = self.word(page, at).load(Ordering::Relaxed);
+            assert_eq!(
+                got,
+                pattern(page, value, at),
+                "page {page} word {at} does not hold value {value}"
+            );
+        }
+        assert_eq!(self.word(page, 100).load(Ordering::Relaxed), 0);
+    }
+
+    /// Resident bytes as the kernel counts them.
+    pub fn resident_bytes(&self) -> u64 {
+        let stat = nix::sys::stat::fstat(&self.memory).expect("fstat");
+        stat.st_blocks as u64 * 512
+    }
+}
+
+pub fn pattern(page: u32, value: u64, at: usize) -> u64 {
+    (u64::from(page) << 32 | at as u64) ^ value.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// As [`Mapping::shared`]: nothing is touched, so nothing is populated.
+fn shared_lazy(memory: &OwnedFd, bytes: usize) -> Mapping {
+    Mapping::shared(memory, bytes).expect("a mapping")
+}
+
+pub fn config(name: &str, dir: &Path, budget_pages: u64) -> RegionConfig {
+    let mut config = RegionConfig::new(
+        name.parse().expect("a name"),
+        ByteCount::new(budget_pages * PAGE_BYTES as u64),
+    );
+    config.state_dir = dir.to_owned();
+    config
+}
+
+pub fn owner(epoch: u64) -> Owner {
+    Owner {
+        region: RegionId::new(0x5eed),
+        epoch: Epoch::new(epoch),
+        directory: b"where the extents are".to_vec(),
+    }
+}
+
+pub fn attach(target: &LocalTarget, remote: Arc<dyn RemoteRegion>, config: RegionConfig) -> Region {
+    Region::attach(
+        target.target(),
+        remote,
+        owner(1),
+        config,
+        Box::new(|event: RegionEvent| eprintln!("event: {event:?}")),
+    )
+    .expect("attached")
+}

@@ -1,0 +1,26 @@
+//! What the tests of a running agent share: a remote region in memory that fails on order, and a target that
+//! is this very process.
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part")]
+
+pub mod fake_remote;
+pub mod local_target;
+
+/// A seeded generator: the failing seed is all that is needed to run a test again.
+#[derive(Clone)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+}
