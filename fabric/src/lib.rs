@@ -17,6 +17,7 @@ pub mod node;
 pub mod pages;
 pub mod placement;
 pub mod random;
+pub mod remote;
 pub mod session;
 pub mod transport;
 pub mod units;

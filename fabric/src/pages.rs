@@ -139,6 +139,15 @@ pub enum LaneError {
     /// A memory node could not be reached.
     #[error("a queue pair of the lane could not be connected")]
     Connect(#[from] crate::transport::ConnectError),
+    /// A memory node did not give the lane a ticket.
+    #[error("a memory node did not let the lane in")]
+    Session(#[from] crate::session::SessionError),
+    /// The owner has been replaced.
+    #[error("the lane's owner was fenced: the region has a new one")]
+    Fenced,
+    /// No descriptor to wait on could be had.
+    #[error("the lane's bell could not be made")]
+    Bell(#[source] std::io::Error),
 }
 
 /// A region's remote side, shared by all threads of its agent.

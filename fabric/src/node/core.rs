@@ -97,6 +97,14 @@ impl NodeCore {
                 Ok(Response::Opened(admission.opened))
             }
             Request::Ticket(request) => self.ticket(session, &request),
+            Request::Dismiss(ticket) => {
+                self.ledger.check(session)?;
+                if self.ledger.has_ticket(session, &ticket) {
+                    self.data.dismiss(&ticket);
+                    self.ledger.forget_ticket(session, &ticket);
+                }
+                Ok(Response::Dismissed)
+            }
             Request::Allocate(allocate) => self.allocate(session, &allocate),
             Request::List { from } => {
                 let listed = self.ledger.list(session, from, MAX_BATCH_EXTENTS)?;

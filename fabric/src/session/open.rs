@@ -98,6 +98,14 @@ impl Session {
         }
     }
 
+    /// The queue pair of `ticket` is not needed any more.
+    pub fn dismiss(&mut self, ticket: Ticket) -> Result<(), SessionError> {
+        match self.call(&Request::Dismiss(ticket))? {
+            Response::Dismissed => Ok(()),
+            _ => self.unexpected(),
+        }
+    }
+
     /// Extents for the given places of the region, all or none; at most [`MAX_BATCH_EXTENTS`].
     pub fn allocate(
         &mut self,

@@ -4,6 +4,7 @@
 //!   Hello      -> Welcome            who are you: incarnation, transport, data address
 //!   Open       -> Opened             this connection is now the owner's session of a region
 //!   Ticket     -> TicketGiven        the right to connect one queue pair; breaks the one it replaces
+//!   Dismiss    -> Dismissed          a queue pair is not needed any more
 //!   Allocate   -> Granted            extents by index; asking again gives the same extent again
 //!   List       -> Granted            what the region holds here, for an owner that takes over
 //!   Free       -> Freed              by index
@@ -187,6 +188,7 @@ pub enum Request {
     Hello,
     Open(Open),
     Ticket(TicketRequest),
+    Dismiss(Ticket),
     Allocate(Allocate),
     List { from: ExtentIndex },
     Free { indexes: Vec<ExtentIndex> },
@@ -202,6 +204,7 @@ pub enum Response {
     Welcome(Welcome),
     Opened(Opened),
     TicketGiven(Ticket),
+    Dismissed,
     Granted(Vec<Grant>),
     Freed { extents: u32 },
     Released { extents: u32 },
@@ -267,6 +270,10 @@ impl Request {
             Self::Release => 7,
             Self::KeepAlive => 8,
             Self::Status => 9,
+            Self::Dismiss(ticket) => {
+                ticket.put(&mut body);
+                10
+            }
         };
         frame(kind, epoch, &body)
     }
@@ -293,6 +300,7 @@ impl Request {
             7 => Self::Release,
             8 => Self::KeepAlive,
             9 => Self::Status,
+            10 => Self::Dismiss(Wire::get(&mut from)?),
             other => return Err(unknown("request", other)),
         };
         from.finish()?;
@@ -338,6 +346,7 @@ impl Response {
                 report.put(&mut body);
                 0x8009
             }
+            Self::Dismissed => 0x800a,
             Self::Refused(refusal) => {
                 refusal.put(&mut body);
                 0x80ff
@@ -363,6 +372,7 @@ impl Response {
             },
             0x8008 => Self::Alive(Wire::get(&mut from)?),
             0x8009 => Self::StatusReport(Wire::get(&mut from)?),
+            0x800a => Self::Dismissed,
             0x80ff => Self::Refused(Wire::get(&mut from)?),
             other => return Err(unknown("response", other)),
         };

@@ -55,6 +55,7 @@ fn every_message_is_read_as_it_was_written() {
             create: true,
         }),
         Request::Ticket(TicketRequest { replaces: None }),
+        Request::Dismiss(ticket),
         Request::Ticket(TicketRequest {
             replaces: Some(ticket),
         }),
@@ -89,6 +90,7 @@ fn every_message_is_read_as_it_was_written() {
             extent_bytes: ByteCount::mib(16),
         }),
         Response::TicketGiven(ticket),
+        Response::Dismissed,
         Response::Granted(vec![grant; MAX_BATCH_EXTENTS]),
         Response::Freed { extents: 2 },
         Response::Released { extents: 2 },

@@ -1,0 +1,250 @@
+//! Where a region's extents live, as bytes that its owner keeps: with them a successor takes over.
+//!
+//! They hold the region's secret. Whoever can read them can take the region over, so they are kept
+//! where only the owner reads. Addresses and keys are not in them: those are asked of the nodes.
+
+use std::net::SocketAddr;
+
+use crate::placement::{NodeEntry, RegionEntry};
+use crate::transport::TransportKind;
+use crate::units::{ByteCount, Epoch, Incarnation};
+use crate::wire::control::Token;
+use crate::wire::{
+    FrameError, HEADER_BYTES, Header, Magic, Malformed, Reader, Wire, put_list, put_text,
+};
+
+/// Version of the directory's layout.
+const VERSION: u16 = 1;
+/// What the frame calls it.
+const KIND: u16 = 1;
+/// Most bytes of a directory: 16 TiB in the default extents, with room to spare.
+const MAX_BYTES: u32 = 16 << 20;
+/// Most memory nodes of a region; their indexes are 16 bits wide.
+pub(super) const MAX_NODES: usize = 1024;
+/// Most extents of a region: a page each in the largest region would be more, which nobody wants.
+pub(super) const MAX_EXTENTS: u32 = 4 << 20;
+/// Most bytes of a node's name.
+const MAX_NAME_BYTES: u32 = 255;
+
+/// A memory node that holds extents of the region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NodeRecord {
+    pub(super) entry: NodeEntry,
+    /// The life of it that holds them.
+    pub(super) incarnation: Incarnation,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Directory {
+    pub(super) region: RegionEntry,
+    pub(super) token: Token,
+    pub(super) nodes: Vec<NodeRecord>,
+    /// How many copies each extent has.
+    pub(super) copies: u8,
+    /// Indexes into `nodes`, `copies` for each extent.
+    pub(super) homes: Vec<u16>,
+}
+
+/// Why bytes are not a region's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DirectoryError {
+    /// Fewer bytes than there must be, or more.
+    #[error("the directory is cut short, or something follows it")]
+    Length,
+    /// Header or checksum.
+    #[error("the directory is damaged, or not one")]
+    Frame(#[from] FrameError),
+    /// The body.
+    #[error("the directory makes no sense")]
+    Body(#[from] Malformed),
+    /// It names nodes or extents that there are not.
+    #[error("the directory contradicts itself")]
+    Inconsistent,
+}
+
+impl Directory {
+    /// As bytes.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(256 + 2 * self.homes.len());
+        self.region.id.put(&mut body);
+        self.region.tenant.put(&mut body);
+        self.region.bytes.put(&mut body);
+        self.region.extent_bytes.put(&mut body);
+        self.token.put(&mut body);
+        put_list(&self.nodes, &mut body);
+        self.copies.put(&mut body);
+        put_list(&self.homes, &mut body);
+        let header = Header::seal(Magic::Directory, VERSION, KIND, self.region.epoch, &body)
+            .expect("a directory is bounded by MAX_NODES and MAX_EXTENTS");
+        let mut bytes = header.encode(Magic::Directory).to_vec();
+        bytes.append(&mut body);
+        bytes
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, DirectoryError> {
+        let (head, body) = bytes
+            .split_first_chunk::<HEADER_BYTES>()
+            .ok_or(DirectoryError::Length)?;
+        let header = Header::decode(head, Magic::Directory, VERSION, MAX_BYTES)?;
+        if header.length as usize != body.len() {
+            return Err(DirectoryError::Length);
+        }
+        header.verify(Magic::Directory, body)?;
+        let mut from = Reader::new(body);
+        let directory = Self {
+            region: RegionEntry {
+                id: Wire::get(&mut from)?,
+                tenant: Wire::get(&mut from)?,
+                epoch: header.epoch,
+                bytes: Wire::get(&mut from)?,
+                extent_bytes: Wire::get(&mut from)?,
+            },
+            token: Wire::get(&mut from)?,
+            nodes: from.list(MAX_NODES as u32)?,
+            copies: Wire::get(&mut from)?,
+            homes: from.list(MAX_EXTENTS)?,
+        };
+        from.finish()?;
+        let extents = extent_count(&directory.region).ok_or(DirectoryError::Inconsistent)?;
+        let homes = u64::from(extents) * u64::from(directory.copies);
+        let known = |home: &u16| usize::from(*home) < directory.nodes.len();
+        if directory.copies == 0
+            || directory.homes.len() as u64 != homes
+            || !directory.homes.iter().all(known)
+        {
+            return Err(DirectoryError::Inconsistent);
+        }
+        Ok(directory)
+    }
+}
+
+/// How many extents a region has; `None` when its sizes make no sense.
+pub(super) fn extent_count(region: &RegionEntry) -> Option<u32> {
+    let (bytes, extent) = (region.bytes, region.extent_bytes);
+    if bytes.get() == 0
+        || extent.get() == 0
+        || !bytes.is_page_aligned()
+        || !extent.is_page_aligned()
+    {
+        return None;
+    }
+    // The last page of a region must have an index.
+    crate::units::PageCount::holding(bytes)?;
+    u32::try_from(bytes.get().div_ceil(extent.get()))
+        .ok()
+        .filter(|count| *count <= MAX_EXTENTS)
+}
+
+impl Wire for NodeRecord {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_text(&self.entry.name, out);
+        self.entry.control.put(out);
+        self.entry.transport.put(out);
+        self.incarnation.put(out);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            entry: NodeEntry {
+                name: from.text(MAX_NAME_BYTES)?,
+                control: SocketAddr::get(from)?,
+                transport: TransportKind::get(from)?,
+            },
+            incarnation: Wire::get(from)?,
+        })
+    }
+}
+
+impl Directory {
+    /// For errors before anything was asked of a node.
+    pub(super) fn check_sizes(region: &RegionEntry) -> Result<u32, SizeError> {
+        extent_count(region).ok_or(SizeError {
+            bytes: region.bytes,
+            extent_bytes: region.extent_bytes,
+        })
+    }
+}
+
+/// Sizes that no region has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a region of {bytes} in extents of {extent_bytes} cannot be: both are whole pages, not 0, and there \
+     are at most 2^32 pages in {MAX_EXTENTS} extents"
+)]
+pub struct SizeError {
+    /// The region's size.
+    pub bytes: ByteCount,
+    /// Its extents'.
+    pub extent_bytes: ByteCount,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{RegionId, TenantId};
+    use proptest::prelude::*;
+
+    fn directory(extents: u64, copies: u8) -> Directory {
+        let node = |n: u16| NodeRecord {
+            entry: NodeEntry {
+                name: format!("n{n}"),
+                control: SocketAddr::from(([10, 0, 0, 1], 7000 + n)),
+                transport: TransportKind::Tcp,
+            },
+            incarnation: Incarnation::new(u64::from(n) + 1),
+        };
+        Directory {
+            region: RegionEntry {
+                id: RegionId::new(1),
+                tenant: TenantId::new(2),
+                epoch: Epoch::new(3),
+                bytes: ByteCount::mib(extents),
+                extent_bytes: ByteCount::mib(1),
+            },
+            token: Token([4; 16]),
+            nodes: (0..3).map(node).collect(),
+            copies,
+            homes: (0..extents * u64::from(copies))
+                .map(|n| (n % 3) as u16)
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_directory_is_read_as_it_was_written() {
+        for (extents, copies) in [(1, 1), (64, 1), (5, 3)] {
+            let written = directory(extents, copies);
+            assert_eq!(Directory::decode(&written.encode()), Ok(written));
+        }
+    }
+
+    #[test]
+    fn one_that_contradicts_itself_is_refused() {
+        let mut missing = directory(4, 1);
+        missing.homes.pop();
+        let mut unknown = directory(4, 1);
+        unknown.homes[2] = 3;
+        let mut none = directory(4, 1);
+        none.copies = 0;
+        let mut sizes = directory(4, 1);
+        sizes.region.extent_bytes = ByteCount::new(5);
+        for wrong in [missing, unknown, none, sizes] {
+            assert_eq!(
+                Directory::decode(&wrong.encode()),
+                Err(DirectoryError::Inconsistent)
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damage_is_noticed(at: prop::sample::Index, bit in 0..8u8, cut: prop::sample::Index) {
+            let bytes = directory(9, 1).encode();
+            let mut damaged = bytes.clone();
+            damaged[at.index(bytes.len())] ^= 1 << bit;
+            prop_assert!(Directory::decode(&damaged).is_err());
+            prop_assert!(Directory::decode(&bytes[..cut.index(bytes.len())]).is_err());
+        }
+    }
+}

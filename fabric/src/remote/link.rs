@@ -1,0 +1,251 @@
+//! One memory node of a region, as all lanes share it: its session, and whether it still counts.
+//!
+//! ```text
+//!   Live --no process at its address, or another life of it, or the region is gone there--> Lost
+//!     |  --did not answer within a lane's deadline----------------------------------------> Lost
+//!     '--the region has an owner with a higher epoch--------------------------------------> Fenced
+//! ```
+//!
+//! Both ends are final for this region's owner. All calls here block, with deadlines: they are made by
+//! the node's watch thread and by whoever opens a lane, never on the path of a page.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::directory::NodeRecord;
+use crate::session::{Dial, Identity, Session, SessionError};
+use crate::transport::{ConnectError, QueuePair, QueuePairConfig, Ticket, Transport};
+use crate::wire::Refusal;
+use crate::wire::control::Alive;
+
+const LIVE: u8 = 0;
+const LOST: u8 = 1;
+
+/// Why a node's pages are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Death {
+    NobodyListens,
+    StartedAgain,
+    RegionGone,
+    NoAnswer,
+    Released,
+}
+
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NobodyListens => "nothing listens at its address any more",
+            Self::StartedAgain => "it was started again, and its memory is new",
+            Self::RegionGone => "it no longer holds the region",
+            Self::NoAnswer => "it did not answer in time",
+            Self::Released => "the region was released",
+        })
+    }
+}
+
+/// Why something could not be done with a node.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Perhaps later.
+    Again(Cause),
+    /// Never.
+    Dead(Death),
+    /// Never, for this owner.
+    Fenced,
+}
+
+/// What stands behind [`Trouble::Again`].
+#[derive(Debug)]
+pub(super) enum Cause {
+    Session(SessionError),
+    Connect(ConnectError),
+}
+
+/// See the module.
+pub(super) struct NodeLink {
+    pub(super) index: u16,
+    pub(super) record: NodeRecord,
+    pub(super) transport: Arc<dyn Transport>,
+    identity: Identity,
+    dial: Arc<dyn Dial>,
+    session: Mutex<Option<Session>>,
+    state: AtomicU8,
+    /// Shared by all nodes of the region.
+    fenced: Arc<AtomicBool>,
+    extents: usize,
+}
+
+impl NodeLink {
+    pub(super) fn new(
+        index: u16,
+        record: NodeRecord,
+        transport: Arc<dyn Transport>,
+        dial: Arc<dyn Dial>,
+        identity: Identity,
+        session: Option<Session>,
+        fenced: Arc<AtomicBool>,
+        extents: usize,
+    ) -> Self {
+        Self {
+            index,
+            record,
+            transport,
+            identity,
+            dial,
+            state: AtomicU8::new(if session.is_some() { LIVE } else { LOST }),
+            session: Mutex::new(session),
+            fenced,
+            extents,
+        }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LOST
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
+    }
+
+    /// Gives the node up, and says so once.
+    pub(super) fn give_up(&self, death: Death) {
+        if self.state.swap(LOST, Ordering::AcqRel) == LIVE && death != Death::Released {
+            tracing::error!(
+                node = %self.record.entry.name,
+                region = %self.identity.region,
+                extents = self.extents,
+                reason = %death,
+                "a memory node is lost, and with it the pages that it held"
+            );
+        }
+    }
+
+    /// The region has a new owner.
+    pub(super) fn fence(&self) {
+        if !self.fenced.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                region = %self.identity.region,
+                epoch = %self.identity.epoch,
+                "this owner was fenced: the region has a new one"
+            );
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Session>> {
+        // A session is replaced whole or not at all, so a panic elsewhere leaves it usable.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A descriptor that becomes readable when the session's connection ends.
+    pub(super) fn ending(&self) -> Option<OwnedFd> {
+        let session = self.lock();
+        session.as_ref()?.ending()?.try_clone_to_owned().ok()
+    }
+
+    /// Calls `each` with the session, opening it again first if its connection broke.
+    fn with_session<T>(
+        &self,
+        mut each: impl FnMut(&mut Session) -> Result<T, SessionError>,
+    ) -> Result<T, Trouble> {
+        let mut kept = self.lock();
+        // The second time the connection is new: if it breaks too, the caller waits before it tries again.
+        let mut opened = false;
+        loop {
+            let session = match &mut *kept {
+                Some(session) => session,
+                none => {
+                    opened = true;
+                    none.insert(self.open()?)
+                }
+            };
+            let error = match each(session) {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            match error.refusal() {
+                Some(Refusal::NoSession {}) | None => *kept = None,
+                Some(_) => return Err(judge(error)),
+            }
+            if opened {
+                return Err(judge(error));
+            }
+        }
+    }
+
+    fn open(&self) -> Result<Session, Trouble> {
+        let channel = self.dial.dial(self.record.entry.control).map_err(judge)?;
+        let session = Session::open(channel, self.identity, false).map_err(judge)?;
+        if session.welcome().incarnation == self.record.incarnation {
+            Ok(session)
+        } else {
+            Err(Trouble::Dead(Death::StartedAgain))
+        }
+    }
+
+    /// Says that the owner lives.
+    pub(super) fn keep_alive(&self) -> Result<Alive, Trouble> {
+        self.with_session(Session::keep_alive)
+    }
+
+    /// Connects a queue pair. `ticket` is that of the one that broke, and becomes that of the new one;
+    /// also after a failure, so that the next try replaces what this one left behind.
+    pub(super) fn connect(
+        &self,
+        ticket: &mut Option<Ticket>,
+        config: &QueuePairConfig,
+    ) -> Result<Box<dyn QueuePair>, Trouble> {
+        if self.is_fenced() {
+            return Err(Trouble::Fenced);
+        }
+        if self.is_lost() {
+            return Err(Trouble::Dead(Death::NoAnswer));
+        }
+        let (given, data) = self.with_session(|session| {
+            let given = session.ticket(*ticket)?;
+            Ok((given, session.welcome().data))
+        })?;
+        *ticket = Some(given);
+        self.transport
+            .connect(data, &given, config)
+            .map_err(|error| Trouble::Again(Cause::Connect(error)))
+    }
+
+    /// Tells the node that a queue pair is gone for good.
+    pub(super) fn dismiss(&self, ticket: Ticket) {
+        if !self.is_lost() && !self.is_fenced() {
+            // If the node cannot be told now, its ticket goes with the region.
+            let _ = self.with_session(|session| session.dismiss(ticket));
+        }
+    }
+
+    /// Gives the region back on this node, if it can be reached.
+    pub(super) fn release(&self) {
+        if self.is_lost() || self.is_fenced() {
+            return;
+        }
+        let session = self.lock().take();
+        self.give_up(Death::Released);
+        let session = session.map_or_else(|| self.open(), Ok);
+        let released = session.map(Session::release);
+        if !matches!(released, Ok(Ok(_))) {
+            tracing::warn!(
+                node = %self.record.entry.name,
+                region = %self.identity.region,
+                "the memory could not be given back; the node frees it when the region has had no owner for its time"
+            );
+        }
+    }
+}
+
+/// What an error says about the node.
+fn judge(error: SessionError) -> Trouble {
+    match error.refusal() {
+        Some(Refusal::EpochTooLow { .. } | Refusal::Owned { .. } | Refusal::WrongToken {}) => {
+            Trouble::Fenced
+        }
+        Some(Refusal::UnknownRegion {}) => Trouble::Dead(Death::RegionGone),
+        _ if error.says_dead() => Trouble::Dead(Death::NobodyListens),
+        _ => Trouble::Again(Cause::Session(error)),
+    }
+}

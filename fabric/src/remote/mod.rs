@@ -1,0 +1,31 @@
+//! A region's remote pages, spread over memory nodes: the implementation of [`crate::pages`].
+//!
+//! ```text
+//!   Remote (shared)                                    Lane (one thread's own)
+//!     directory  what a successor needs                  queue  pure: parts, chains, answers
+//!     homes      extent -> node, address, key            a queue pair and a ticket a node
+//!     links      a session a node: live, lost, fenced    redial: broken queue pairs out, new ones in
+//!        ^                                                   |            ^
+//!        +---- watch threads, one a node: signs of life <----+---- jobs --+
+//! ```
+//!
+//! `queue`, `homes` and `directory` are pure. A page's way is lane -> queue pair -> node and back; no
+//! other thread, no lock and no allocation is on it. Everything that blocks (dialing, connecting,
+//! dropping a broken queue pair) is done by the watch thread of the node concerned.
+
+mod bell;
+mod clock;
+mod directory;
+mod homes;
+mod lane;
+mod link;
+mod open;
+mod queue;
+mod redial;
+mod region;
+mod watch;
+
+pub use clock::{Clock, SystemClock};
+pub use directory::{DirectoryError, SizeError};
+pub use open::{CreateError, RemoteOptions, ReopenError, Room, TransportMissing, Transports};
+pub use region::Remote;
