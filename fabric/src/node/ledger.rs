@@ -309,7 +309,7 @@ impl Ledger {
         let (capacity, bounds, draining) = (self.capacity, self.bounds, self.draining);
         let (id, region) = self.owned(session)?;
         let bytes = extent_bytes.get();
-        let unusable = bytes == 0 || bytes % PAGE_BYTES as u64 != 0;
+        let unusable = bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES as u64);
         if unusable || (!region.extents.is_empty() && region.extent_bytes != bytes) {
             return Err(Refusal::ExtentSize {
                 asked: extent_bytes,

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use crate::placement::{NodeEntry, RegionEntry};
 use crate::transport::TransportKind;
-use crate::units::{ByteCount, Epoch, Incarnation};
+use crate::units::{ByteCount, Incarnation};
 use crate::wire::control::Token;
 use crate::wire::{
     FrameError, HEADER_BYTES, Header, Magic, Malformed, Reader, Wire, put_list, put_text,
@@ -182,7 +182,7 @@ pub struct SizeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{RegionId, TenantId};
+    use crate::units::{Epoch, RegionId, TenantId};
     use proptest::prelude::*;
 
     fn directory(extents: u64, copies: u8) -> Directory {

@@ -213,11 +213,10 @@ impl Lane {
     }
 }
 
+type Connected = (Box<dyn QueuePair>, Ticket);
+
 /// A queue pair to a node, or none if the node does not count any more.
-fn connect(
-    link: &NodeLink,
-    config: &QueuePairConfig,
-) -> Result<Option<(Box<dyn QueuePair>, Ticket)>, LaneError> {
+fn connect(link: &NodeLink, config: &QueuePairConfig) -> Result<Option<Connected>, LaneError> {
     let mut ticket = None;
     match (link.connect(&mut ticket, config), ticket) {
         (Ok(queue_pair), Some(ticket)) => Ok(Some((queue_pair, ticket))),

@@ -62,6 +62,22 @@ pub(super) enum Cause {
     Connect(ConnectError),
 }
 
+/// What a link is made of.
+pub(super) struct LinkParts {
+    /// Its place among the region's nodes.
+    pub(super) index: u16,
+    pub(super) record: NodeRecord,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) dial: Arc<dyn Dial>,
+    pub(super) identity: Identity,
+    /// `None`: the node is lost already.
+    pub(super) session: Option<Session>,
+    /// Shared by all nodes of the region.
+    pub(super) fenced: Arc<AtomicBool>,
+    /// How many of the region's extents it holds.
+    pub(super) extents: usize,
+}
+
 /// See the module.
 pub(super) struct NodeLink {
     pub(super) index: u16,
@@ -71,32 +87,23 @@ pub(super) struct NodeLink {
     dial: Arc<dyn Dial>,
     session: Mutex<Option<Session>>,
     state: AtomicU8,
-    /// Shared by all nodes of the region.
     fenced: Arc<AtomicBool>,
     extents: usize,
 }
 
 impl NodeLink {
-    pub(super) fn new(
-        index: u16,
-        record: NodeRecord,
-        transport: Arc<dyn Transport>,
-        dial: Arc<dyn Dial>,
-        identity: Identity,
-        session: Option<Session>,
-        fenced: Arc<AtomicBool>,
-        extents: usize,
-    ) -> Self {
+    pub(super) fn new(parts: LinkParts) -> Self {
+        let state = if parts.session.is_some() { LIVE } else { LOST };
         Self {
-            index,
-            record,
-            transport,
-            identity,
-            dial,
-            state: AtomicU8::new(if session.is_some() { LIVE } else { LOST }),
-            session: Mutex::new(session),
-            fenced,
-            extents,
+            index: parts.index,
+            record: parts.record,
+            transport: parts.transport,
+            identity: parts.identity,
+            dial: parts.dial,
+            session: Mutex::new(parts.session),
+            state: AtomicU8::new(state),
+            fenced: parts.fenced,
+            extents: parts.extents,
         }
     }
 

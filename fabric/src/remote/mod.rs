@@ -13,19 +13,24 @@
 //! other thread, no lock and no allocation is on it. Everything that blocks (dialing, connecting,
 //! dropping a broken queue pair) is done by the watch thread of the node concerned.
 
+mod assemble;
 mod bell;
 mod clock;
+mod create;
 mod directory;
 mod homes;
 mod lane;
 mod link;
-mod open;
 mod queue;
 mod redial;
 mod region;
+mod reopen;
 mod watch;
 
+pub use assemble::{RemoteOptions, TransportMissing, Transports};
 pub use clock::{Clock, SystemClock};
+pub use create::{CreateError, Room};
 pub use directory::{DirectoryError, SizeError};
-pub use open::{CreateError, RemoteOptions, ReopenError, Room, TransportMissing, Transports};
+
 pub use region::Remote;
+pub use reopen::ReopenError;

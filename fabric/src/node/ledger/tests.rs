@@ -71,11 +71,7 @@ fn full_says_what_was_asked_and_what_there_is_and_gives_nothing() {
     );
     assert_eq!(ledger.counts().free, 3 * PAGE);
     assert!(matches!(
-        ledger.allocate(
-            SessionId(1),
-            ByteCount::new(u64::MAX & !(PAGE - 1)),
-            &indexes(0..1000)
-        ),
+        ledger.allocate(SessionId(1), ByteCount::new(!(PAGE - 1)), &indexes(0..1000)),
         Err(Refusal::Full { .. })
     ));
     for bytes in [0, 1, PAGE + 1] {

@@ -1,0 +1,186 @@
+//! Putting a region together: the parts that making one and taking one over share.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::clock::{Clock, SystemClock};
+use super::directory::{Directory, NodeRecord};
+use super::homes::{Homes, Location};
+use super::link::{LinkParts, NodeLink};
+use super::region::{Counters, Remote, Shared};
+use super::watch::Watch;
+use crate::placement::{NodeEntry, RegionEntry};
+use crate::random;
+use crate::session::{Dial, Identity, Session, TcpDial};
+use crate::transport::{Transport, TransportKind};
+use crate::units::{ExtentIndex, Incarnation};
+use crate::wire::control::{Grant, Token};
+
+/// The transports that a region may use.
+#[derive(Clone, Default)]
+pub struct Transports {
+    known: Vec<Arc<dyn Transport>>,
+}
+
+impl Transports {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// And this one.
+    #[must_use]
+    pub fn with(mut self, transport: Arc<dyn Transport>) -> Self {
+        self.known.push(transport);
+        self
+    }
+
+    pub(super) fn get(&self, node: &NodeEntry) -> Result<Arc<dyn Transport>, TransportMissing> {
+        self.known
+            .iter()
+            .find(|transport| transport.kind() == node.transport)
+            .cloned()
+            .ok_or_else(|| TransportMissing {
+                node: node.name.clone(),
+                transport: node.transport,
+            })
+    }
+}
+
+impl fmt::Debug for Transports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.known.iter().map(|t| t.kind()))
+            .finish()
+    }
+}
+
+/// How a region is opened.
+#[derive(Clone)]
+pub struct RemoteOptions {
+    /// How nodes are reached on their control channels.
+    pub dial: Arc<dyn Dial>,
+    /// By what time deadlines go.
+    pub clock: Arc<dyn Clock>,
+    /// Whether threads watch the nodes. Without them a lane connects again by itself when it is polled:
+    /// for simulated time.
+    pub watched: bool,
+    /// This process, as nodes know it; random.
+    pub owner: u64,
+    /// The secret of a new region; random.
+    pub token: Token,
+}
+
+impl RemoteOptions {
+    /// Over TCP, in real time, with threads. Control calls may take 2 s each.
+    pub fn system() -> std::io::Result<Self> {
+        let mut random = random::System::open()?;
+        Ok(Self {
+            dial: Arc::new(TcpDial {
+                deadline: Duration::from_secs(2),
+            }),
+            clock: Arc::new(SystemClock::default()),
+            watched: true,
+            owner: random.number(),
+            token: Token(random.bytes()),
+        })
+    }
+}
+
+/// No transport for a node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("memory node {node} is reached over {transport:?}, which is not available here")]
+pub struct TransportMissing {
+    /// Its name.
+    pub node: String,
+    /// What it needs.
+    pub transport: TransportKind,
+}
+
+/// What a node holds of a region.
+pub(super) type Grants = BTreeMap<ExtentIndex, Grant>;
+
+/// A node of a region, with what it said.
+pub(super) struct OpenedNode {
+    pub(super) entry: NodeEntry,
+    /// The life of it that holds the region's extents.
+    pub(super) incarnation: Incarnation,
+    pub(super) transport: Arc<dyn Transport>,
+    /// `None`: it is lost, or took no part.
+    pub(super) session: Option<Session>,
+    pub(super) grants: Grants,
+}
+
+/// Puts a region together from what its nodes said.
+pub(super) fn assemble(
+    region: &RegionEntry,
+    options: &RemoteOptions,
+    identity: Identity,
+    copies: u8,
+    homes: &[u16],
+    opened: Vec<OpenedNode>,
+) -> std::io::Result<Arc<Remote>> {
+    let locations = homes.iter().enumerate().map(|(place, &node)| {
+        let extent = ExtentIndex::new((place / usize::from(copies)) as u32);
+        // Of a lost node there is no grant, and nothing is sent to it either.
+        let grant = opened[usize::from(node)].grants.get(&extent);
+        Location {
+            node,
+            addr: grant.map(|grant| grant.addr).unwrap_or_default(),
+            rkey: grant.map(|grant| grant.rkey).unwrap_or_default(),
+        }
+    });
+    let locations = Homes::new(
+        region.extent_bytes,
+        usize::from(copies),
+        locations.collect(),
+    );
+    let fenced = Arc::new(AtomicBool::new(false));
+    let mut nodes = Vec::with_capacity(opened.len());
+    let mut links = Vec::with_capacity(opened.len());
+    let mut watches = Vec::new();
+    for (index, node) in opened.into_iter().enumerate() {
+        // There are at most MAX_NODES nodes.
+        let index = index as u16;
+        let record = NodeRecord {
+            entry: node.entry,
+            incarnation: node.incarnation,
+        };
+        nodes.push(record.clone());
+        let link = Arc::new(NodeLink::new(LinkParts {
+            index,
+            record,
+            transport: node.transport,
+            dial: Arc::clone(&options.dial),
+            identity,
+            session: node.session,
+            fenced: Arc::clone(&fenced),
+            extents: locations.on(index),
+        }));
+        if options.watched {
+            watches.push(Watch::start(Arc::clone(&link), Arc::clone(&options.clock))?);
+        }
+        links.push(link);
+    }
+    Ok(Arc::new(Remote {
+        shared: Arc::new(Shared {
+            directory: Directory {
+                region: region.clone(),
+                token: identity.token,
+                nodes,
+                copies,
+                homes: homes.to_vec(),
+            },
+            homes: Arc::new(locations),
+            links: links.into(),
+            clock: Arc::clone(&options.clock),
+            counters: Counters::default(),
+            fenced,
+            watches: Mutex::new(watches),
+        }),
+    }))
+}

@@ -1,0 +1,342 @@
+//! Memory nodes of this process, for tests, and pages with known contents on them.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mycoram_fabric::node::{Bounds, HugePages, MemoryNode, NodeConfig, Pool};
+use mycoram_fabric::pages::{
+    Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
+};
+use mycoram_fabric::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
+use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, ReopenError, Transports};
+use mycoram_fabric::session::{Channel, TcpChannel};
+use mycoram_fabric::transport::tcp::{TcpServer, TcpServerConfig, TcpTransport};
+use mycoram_fabric::transport::{
+    AdmitError, Armed, DataServer, Export, ExportError, Ticket, TransportKind,
+};
+use mycoram_fabric::units::{
+    ByteCount, Epoch, ExtentIndex, PAGE_BYTES, PageIndex, RegionId, Rkey, TenantId,
+};
+use mycoram_fabric::wire::control::StatusReport;
+
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+/// How long anything in these tests may take before it counts as a hang.
+const HANG: Duration = Duration::from_secs(30);
+
+/// Waits for something that another thread brings about.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + HANG;
+    while !holds() {
+        assert!(Instant::now() < until, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A data server that knows its tickets, so that its queue pairs can be broken from outside.
+struct Breakable {
+    server: TcpServer,
+    tickets: Mutex<Vec<Ticket>>,
+}
+
+impl DataServer for Breakable {
+    fn kind(&self) -> TransportKind {
+        self.server.kind()
+    }
+    fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+    fn export(&self, tenant: TenantId, offset: u64, bytes: u64) -> Result<Export, ExportError> {
+        self.server.export(tenant, offset, bytes)
+    }
+    fn revoke(&self, tenant: TenantId, rkey: Rkey) -> bool {
+        self.server.revoke(tenant, rkey)
+    }
+    fn admit(
+        &self,
+        ticket: Ticket,
+        tenant: TenantId,
+        region: RegionId,
+        epoch: Epoch,
+    ) -> Result<(), AdmitError> {
+        self.tickets.lock().expect("no panic").push(ticket);
+        self.server.admit(ticket, tenant, region, epoch)
+    }
+    fn dismiss(&self, ticket: &Ticket) {
+        self.server.dismiss(ticket);
+    }
+    fn fence(&self, region: RegionId, current: Epoch) {
+        self.server.fence(region, current);
+    }
+    fn connections(&self) -> usize {
+        self.server.connections()
+    }
+    fn shutdown(&self) {
+        self.server.shutdown();
+    }
+}
+
+pub(crate) struct TestNode {
+    bytes: u64,
+    bounds: Bounds,
+    control: SocketAddr,
+    node: Option<MemoryNode>,
+    data: Option<Arc<Breakable>>,
+    mute: Option<TcpListener>,
+}
+
+impl TestNode {
+    fn start(bytes: u64, bounds: Bounds, listen: SocketAddr) -> Self {
+        let pool = Pool::reserve(ByteCount::new(bytes), HugePages::Off).expect("memory");
+        let mapping = Arc::clone(pool.mapping());
+        let data = TcpServer::start(LOOPBACK, mapping, TcpServerConfig::default());
+        let data = Arc::new(Breakable {
+            server: data.expect("a data server"),
+            tickets: Mutex::default(),
+        });
+        let config = NodeConfig {
+            bounds,
+            ..NodeConfig::new(listen)
+        };
+        let served: Arc<dyn DataServer> = Arc::clone(&data) as _;
+        let node = MemoryNode::start(&config, pool, served).expect("a node");
+        Self {
+            bytes,
+            bounds,
+            control: node.control(),
+            node: Some(node),
+            data: Some(data),
+            mute: None,
+        }
+    }
+
+    /// As its users would see a killed process: every connection closed, nothing listening.
+    pub(crate) fn kill(&mut self) {
+        self.node = None;
+        self.data = None;
+    }
+
+    /// Another life at the same address.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        *self = Self::start(self.bytes, self.bounds, self.control);
+    }
+
+    /// Something that takes connections at the same address and never says a word.
+    pub(crate) fn become_mute(&mut self) {
+        self.kill();
+        self.mute = Some(TcpListener::bind(self.control).expect("the address is free again"));
+    }
+
+    /// Breaks all queue pairs, and leaves the control channel alone.
+    pub(crate) fn break_data_connections(&self) {
+        let data = self.data.as_ref().expect("alive");
+        let tickets = std::mem::take(&mut *data.tickets.lock().expect("no panic"));
+        for ticket in tickets {
+            data.server.dismiss(&ticket);
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusReport {
+        TcpChannel::connect(self.control, HANG)
+            .expect("alive")
+            .status()
+            .expect("an answer")
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<TestNode>,
+    entries: RoundRobin,
+    transports: Transports,
+}
+
+struct RoundRobin(Vec<NodeEntry>);
+
+impl Placement for RoundRobin {
+    fn nodes(&self) -> &[NodeEntry] {
+        &self.0
+    }
+
+    fn candidates(
+        &self,
+        _region: &RegionEntry,
+        extent: ExtentIndex,
+        into: &mut Vec<usize>,
+    ) -> Result<(), PlacementError> {
+        let nodes = self.0.len();
+        into.extend((0..nodes).map(|nth| (extent.get() as usize + nth) % nodes));
+        Ok(())
+    }
+}
+
+impl Cluster {
+    pub(crate) fn start(sizes: &[u64]) -> Self {
+        Self::with_bounds(sizes, Bounds::default())
+    }
+
+    pub(crate) fn with_bounds(sizes: &[u64], bounds: Bounds) -> Self {
+        let nodes: Vec<_> = sizes
+            .iter()
+            .map(|bytes| TestNode::start(*bytes, bounds, LOOPBACK))
+            .collect();
+        let entries = nodes.iter().enumerate().map(|(n, node)| NodeEntry {
+            name: format!("n{n}"),
+            control: node.control,
+            transport: TransportKind::Tcp,
+        });
+        let transport = TcpTransport::new().expect("io_uring");
+        Self {
+            entries: RoundRobin(entries.collect()),
+            nodes,
+            transports: Transports::new().with(Arc::new(transport)),
+        }
+    }
+
+    /// Queue pairs that the nodes have.
+    pub(crate) fn queue_pairs(&self) -> u32 {
+        let pairs = self.nodes.iter().map(|node| node.status().data_connections);
+        pairs.sum()
+    }
+
+    pub(crate) fn create(&self, bytes: u64, extent: u64) -> Result<Arc<Remote>, CreateError> {
+        self.create_for(1, bytes, extent)
+    }
+
+    pub(crate) fn create_for(
+        &self,
+        tenant: u64,
+        bytes: u64,
+        extent: u64,
+    ) -> Result<Arc<Remote>, CreateError> {
+        let options = RemoteOptions::system().expect("random numbers");
+        let region = RegionEntry {
+            id: RegionId::new(options.owner),
+            tenant: TenantId::new(tenant),
+            epoch: Epoch::new(1),
+            bytes: ByteCount::new(bytes),
+            extent_bytes: ByteCount::new(extent),
+        };
+        Remote::create(&self.entries, &self.transports, &region, &options)
+    }
+
+    pub(crate) fn reopen(&self, directory: &[u8]) -> Result<Arc<Remote>, ReopenError> {
+        let options = RemoteOptions::system().expect("random numbers");
+        Remote::reopen(directory, &self.transports, &options)
+    }
+}
+
+/// A lane, and what was written over it.
+pub(crate) struct Pages {
+    lane: Box<dyn PageLane>,
+    versions: HashMap<u32, u64>,
+    next_version: u64,
+    started: usize,
+    done: Vec<PageDone>,
+}
+
+impl Pages {
+    pub(crate) fn open(remote: &dyn RemoteRegion, config: &LaneConfig) -> Self {
+        Self {
+            lane: remote.open_lane(config).expect("a lane"),
+            versions: HashMap::new(),
+            next_version: 1,
+            started: 0,
+            done: Vec::with_capacity(64),
+        }
+    }
+
+    /// Knows what another lane has written.
+    pub(crate) fn adopt(&mut self, other: &Self) {
+        self.versions.clone_from(&other.versions);
+        self.next_version = other.next_version;
+    }
+
+    fn contents(page: u32, version: u64) -> Vec<u8> {
+        let word = (u64::from(page) << 32 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        word.to_le_bytes().repeat(PAGE_BYTES / 8)
+    }
+
+    /// Starts a request from or into the frames from 0 on, whose contents nobody looks at.
+    pub(crate) fn start(&mut self, direction: Direction, page: u32, run: u16) {
+        let request = PageRequest {
+            tag: u64::from(page),
+            direction,
+            page: PageIndex::new(page),
+            run,
+            frame: FrameIndex(0),
+        };
+        self.lane.queue(request).expect("room in the lane");
+        self.lane.ring();
+        self.started += 1;
+    }
+
+    /// Waits for all that was started, as an agent does: by its descriptors.
+    pub(crate) fn finish(&mut self) -> Vec<(u64, Result<(), PageError>)> {
+        let until = Instant::now() + HANG;
+        let mut answers = Vec::new();
+        while answers.len() < self.started {
+            assert!(Instant::now() < until, "a request was never answered");
+            self.done.clear();
+            if self.lane.poll(&mut self.done) == 0 && self.lane.arm() == Armed::Waiting {
+                let mut fds = Vec::new();
+                self.lane.readiness(&mut |fd| {
+                    fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
+                });
+                let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(2u16));
+            }
+            answers.extend(self.done.iter().map(|done| (done.tag, done.result)));
+        }
+        self.started = 0;
+        answers
+    }
+
+    fn one(&mut self, direction: Direction, page: u32, run: u16) -> Result<(), PageError> {
+        assert_eq!(self.started, 0, "others are under way");
+        self.start(direction, page, run);
+        let answers = self.finish();
+        assert_eq!(answers.len(), 1);
+        answers[0].1
+    }
+
+    /// Writes new contents to a run of pages.
+    pub(crate) fn write(&mut self, page: u32, run: u16) -> Result<(), PageError> {
+        let version = self.next_version;
+        self.next_version += 1;
+        for nth in 0..u32::from(run) {
+            let bytes = Self::contents(page + nth, version);
+            let frames = self.lane.frames();
+            frames
+                .copy_in(nth as usize * PAGE_BYTES, &bytes)
+                .expect("frames");
+        }
+        self.one(Direction::Write, page, run)?;
+        for nth in 0..u32::from(run) {
+            self.versions.insert(page + nth, version);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn read_raw(&mut self, page: u32, run: u16) -> Result<Vec<u8>, PageError> {
+        let mut bytes = vec![0xee; usize::from(run) * PAGE_BYTES];
+        self.lane.frames().copy_in(0, &bytes).expect("frames");
+        self.one(Direction::Read, page, run)?;
+        self.lane.frames().copy_out(0, &mut bytes).expect("frames");
+        Ok(bytes)
+    }
+
+    /// Reads a run of pages, and sees that each is as it was last written.
+    pub(crate) fn read_back(&mut self, page: u32, run: u16) -> Result<(), PageError> {
+        let bytes = self.read_raw(page, run)?;
+        for (nth, found) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
+            let page = page + nth as u32;
+            let expected = match self.versions.get(&page) {
+                Some(version) => Self::contents(page, *version),
+                None => vec![0; PAGE_BYTES],
+            };
+            assert!(found == expected, "page {page} is not as it was written");
+        }
+        Ok(())
+    }
+}
