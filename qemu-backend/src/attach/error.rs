@@ -1,7 +1,6 @@
 //! Why a QEMU could not be attached or taken over.
 
 use std::fmt;
-use std::io;
 use std::os::fd::RawFd;
 
 use nix::errno::Errno;
@@ -10,7 +9,6 @@ use nix::unistd::Pid;
 use crate::inject::InjectError;
 use crate::memory::FindMemoryError;
 use crate::process::{DescriptorError, GetFdError, IdentityError, MapsError, PidFdError};
-use crate::qmp::QmpError;
 
 /// Why a QEMU could not be attached. QEMU is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -55,36 +53,40 @@ pub enum AttachError {
     },
     /// QEMU has no room for the descriptors.
     #[error(
-        "QEMU {pid} could make only {made} of {wanted} parking pipes; raise its limit of open files (RLIMIT_NOFILE)"
+        "QEMU {pid} has room for only {got} of {wanted} descriptors; raise its limit of open files (RLIMIT_NOFILE)"
     )]
-    Pipes {
+    NoRoom {
         /// QEMU.
         pid: Pid,
-        /// How many were made before the failure (they were closed again).
-        made: usize,
-        /// How many were wanted.
+        /// How many it could take (they were closed again).
+        got: usize,
+        /// How many were handed over.
         wanted: usize,
         /// What the kernel said.
         source: Errno,
     },
+    /// The descriptors could not be handed over.
+    #[error(
+        "QEMU {pid} cannot be handed descriptors; a seccomp filter or security module may forbid it"
+    )]
+    HandOver {
+        /// QEMU.
+        pid: Pid,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// A pipe could not be made.
+    #[error("a parking pipe cannot be made; raise our limit of open files (ulimit -n)")]
+    MakePipe(#[source] Errno),
+    /// The pipes could not be made large enough.
+    #[error(
+        "the parking pipes cannot hold {} pages each: raise fs.pipe-max-size or fs.pipe-user-pages-soft",
+        mycoram_agent::SLOTS_PER_PIPE
+    )]
+    PipeSize(#[source] Errno),
     /// A descriptor could not be duplicated to us.
     #[error(transparent)]
     GetFd(#[from] GetFdError),
-    /// Its descriptors could not be looked at.
-    #[error(transparent)]
-    Descriptors(#[from] DescriptorError),
-    /// /dev/userfaultfd could not be looked at.
-    #[error("/dev/userfaultfd cannot be looked at")]
-    Device(#[source] io::Error),
-    /// The QMP socket is another QEMU's.
-    #[error("the QMP socket belongs to another process than {pid}")]
-    OtherQemu {
-        /// The process that was to be attached.
-        pid: Pid,
-    },
-    /// QMP failed while the device was handed over.
-    #[error("handing /dev/userfaultfd to QEMU failed")]
-    Qmp(#[from] QmpError),
 }
 
 /// Why a QEMU could not be taken over by its record.
@@ -133,8 +135,6 @@ pub enum DeviceState {
     Missing,
     /// We may not open it.
     Denied,
-    /// We may, but without QMP it cannot be handed over.
-    NoQmp,
 }
 
 /// QEMU was refused a userfaultfd, by both ways.
@@ -170,11 +170,6 @@ impl fmt::Display for UserfaultfdDenial {
                 ", and we may not open /dev/userfaultfd; give us access to it (`setfacl -m u:USER:rw /dev/userfaultfd`), \
                  or set `sysctl vm.unprivileged_userfaultfd=1`"
             ),
-            DeviceState::NoQmp => write!(
-                f,
-                ", and without a QMP socket /dev/userfaultfd cannot be handed to it; name one (--qmp PATH), \
-                 or set `sysctl vm.unprivileged_userfaultfd=1`"
-            ),
         }
     }
 }
@@ -189,7 +184,6 @@ mod tests {
         for (device, word) in [
             (DeviceState::Missing, "sysctl vm.unprivileged_userfaultfd=1"),
             (DeviceState::Denied, "access"),
-            (DeviceState::NoQmp, "--qmp"),
         ] {
             let text = UserfaultfdDenial {
                 pid,

@@ -1,32 +1,35 @@
-//! A first attach: everything is made in QEMU, then duplicated to us.
+//! A first attach: what QEMU needs is handed to it, and the userfaultfd is made in it.
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use mycoram_agent::{MAX_PARKING_PIPES, SLOTS_PER_PIPE};
+use mycoram_fabric::units::PAGE_BYTES;
 use nix::errno::Errno;
-use nix::unistd::Pid;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Pid, pipe2};
 
+use super::hand_over::{HandOverFailure, MAX_DESCRIPTORS, close, hand_over};
 use super::userfaultfd::{Device, FLAGS, USERFAULTFD_IOC_NEW, open_device, sysctl};
-use super::{
-    AttachError, Attached, DeviceState, ParkingPipe, TargetDescriptors, TargetPipe,
-    UserfaultfdDenial,
-};
-use crate::inject::{self, InjectError, Stopped, while_stopped};
-use crate::memory::{MemoryChoice, find_memory, is_registered};
-use crate::process::{FileIdentity, PidFd, ProcessIdentity, find_descriptor};
+use super::{AttachError, Attached, ParkingPipe, TargetDescriptors, TargetPipe, UserfaultfdDenial};
+use crate::inject::{self, InjectError, PtraceDenial, Stopped, while_stopped};
+use crate::memory::{GuestMemory, MemoryChoice, find_memory, is_registered};
+use crate::process::{PidFd, ProcessIdentity};
 use crate::qmp::Qmp;
 
-/// Parking pipes where the caller does not say.
-pub const DEFAULT_PARKING_PIPES: usize = 8;
-/// Most parking pipes: two descriptors each in QEMU, which has 1024 by default.
-pub const MAX_PARKING_PIPES: usize = 128;
+/// Parking pipes where the caller does not say: enough for a scan at full speed.
+pub const DEFAULT_PARKING_PIPES: usize = 16;
+
+// The device, and both ends of each pipe.
+const _: () = assert!(MAX_DESCRIPTORS > 2 * MAX_PARKING_PIPES);
 
 /// How to attach.
 #[derive(Clone, Debug)]
 pub struct AttachOptions {
     /// Which memory. Default: the machine's main memory.
     pub memory: MemoryChoice,
-    /// How many parking pipes to make in QEMU; at most [`MAX_PARKING_PIPES`]. Default [`DEFAULT_PARKING_PIPES`].
+    /// How many parking pipes to give to QEMU, two descriptors each; at most [`MAX_PARKING_PIPES`].
+    /// Default [`DEFAULT_PARKING_PIPES`].
     pub parking_pipes: usize,
     /// How long QEMU's main thread may take to stop. Default [`inject::DEFAULT_DEADLINE`].
     pub deadline: Duration,
@@ -44,55 +47,43 @@ impl Default for AttachOptions {
 
 /// Attaches to a running QEMU.
 ///
-/// With `qmp` the device is handed over, which also serves a QEMU without privileges, and QEMU
-/// names its memory itself. Faults are not served yet when this returns, so nothing waits for them:
-/// the memory is not registered. See [`Attached`].
+/// With `qmp`, QEMU names its memory itself; without, its mappings must leave no doubt. The memory is
+/// not registered yet when this returns, so no fault waits for anybody. See [`Attached`].
 pub fn attach(
     pid: Pid,
-    mut qmp: Option<&mut Qmp>,
+    qmp: Option<&mut Qmp>,
     options: &AttachOptions,
 ) -> Result<Attached, AttachError> {
     let pidfd = PidFd::open(pid)?;
     let process = ProcessIdentity::of(pid)?;
-    let memory = find_memory(&pidfd, qmp.as_deref_mut(), &options.memory)?;
+    let memory = guest_memory(&pidfd, qmp, &options.memory)?;
     if is_registered(pid, &memory.mapping)? {
         return Err(AttachError::AlreadyManaged { pid });
     }
 
-    let handed = HandedDevice::hand_over(pid, qmp)?;
+    let pipes = make_pipes(options.parking_pipes.min(MAX_PARKING_PIPES))?;
     let plan = Plan {
-        device: handed.number(),
+        device: open_device(),
+        pidfd: PidFd::open(pid)?,
+        pipes,
         base: memory.mapping.start,
         bytes: memory.mapping.bytes(),
-        pipes: options.parking_pipes.min(MAX_PARKING_PIPES),
     };
-    let injected = while_stopped(pid, options.deadline, move |stopped| plan.make(stopped))?;
-    let made = match injected.value {
-        Ok(made) => made,
-        Err(failure) => return Err(failure.explain(pid, plan.pipes, handed.state())),
-    };
-    drop(handed);
-
-    let userfaultfd = pidfd.get_fd(made.userfaultfd)?;
-    let pipes = made
-        .pipes
-        .iter()
-        .map(|pipe| {
-            Ok(ParkingPipe {
-                read: pidfd.get_fd(pipe.read)?,
-                write: pidfd.get_fd(pipe.write)?,
-            })
-        })
-        .collect::<Result<_, AttachError>>()?;
+    let injected = while_stopped(pid, options.deadline, move |stopped| {
+        let made = plan.make(stopped)?;
+        Ok((made, plan))
+    })?;
+    let (made, plan) = injected.value;
+    let made = made.map_err(|failure| plan.explain(pid, failure))?;
     Ok(Attached {
         process,
+        userfaultfd: pidfd.get_fd(made.userfaultfd)?,
         pidfd,
-        userfaultfd,
         memory: memory.file,
-        base: memory.mapping.start,
-        bytes: memory.mapping.bytes(),
+        base: plan.base,
+        bytes: plan.bytes,
         file_offset: memory.mapping.file_offset,
-        pipes,
+        pipes: plan.pipes,
         in_target: TargetDescriptors {
             userfaultfd: made.userfaultfd,
             memory: memory.target_fd,
@@ -102,70 +93,42 @@ pub fn attach(
     })
 }
 
-/// The name under which QEMU holds the device meanwhile.
-const DEVICE_NAME: &str = "mycoram-userfaultfd";
-
-/// /dev/userfaultfd in QEMU's hands, for as long as it is needed there.
-///
-/// By `getfd`, not `add-fd`: QEMU 7.2 closes what `add-fd` gave only while the guest runs. `getfd` does
-/// not tell the number, so it is looked up; any descriptor of the device does.
-enum HandedDevice<'a> {
-    Handed { qmp: &'a mut Qmp, number: RawFd },
-    Not(DeviceState),
+/// The memory that is meant, looked at only.
+pub(crate) fn guest_memory(
+    pidfd: &PidFd,
+    qmp: Option<&mut Qmp>,
+    choice: &MemoryChoice,
+) -> Result<GuestMemory, AttachError> {
+    find_memory(pidfd, qmp, choice).map_err(|error| {
+        if error.is_permission() {
+            // Looking at it takes the same right as tracing it.
+            AttachError::Inject(InjectError::Denied(PtraceDenial::explain(pidfd.pid())))
+        } else {
+            error.into()
+        }
+    })
 }
 
-impl<'a> HandedDevice<'a> {
-    fn hand_over(pid: Pid, qmp: Option<&'a mut Qmp>) -> Result<Self, AttachError> {
-        let (device, qmp) = match (open_device(), qmp) {
-            (Device::Missing, _) => return Ok(Self::Not(DeviceState::Missing)),
-            (Device::Denied, _) => return Ok(Self::Not(DeviceState::Denied)),
-            (Device::Open(_), None) => return Ok(Self::Not(DeviceState::NoQmp)),
-            (Device::Open(device), Some(qmp)) => (device, qmp),
-        };
-        qmp.get_fd(DEVICE_NAME, device.as_fd())?;
-        let file = FileIdentity::of(&device).map_err(AttachError::Device)?;
-        match find_descriptor(pid, file) {
-            Ok(Some(number)) => Ok(Self::Handed { qmp, number }),
-            found => {
-                // QEMU closes it with this connection if not now.
-                let _ = qmp.close_fd(DEVICE_NAME);
-                found?;
-                Err(AttachError::OtherQemu { pid })
-            }
-        }
-    }
-
-    fn number(&self) -> Option<RawFd> {
-        match self {
-            Self::Handed { number, .. } => Some(*number),
-            Self::Not(_) => None,
-        }
-    }
-
-    fn state(&self) -> Option<DeviceState> {
-        match self {
-            Self::Handed { .. } => None,
-            Self::Not(state) => Some(*state),
-        }
-    }
+/// Ours; QEMU gets a duplicate of each end, so that what is in them outlives us.
+fn make_pipes(count: usize) -> Result<Vec<ParkingPipe>, AttachError> {
+    (0..count)
+        .map(|_| {
+            let (read, write) =
+                pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(AttachError::MakePipe)?;
+            let bytes = i32::from(SLOTS_PER_PIPE) * PAGE_BYTES as i32;
+            fcntl(&write, FcntlArg::F_SETPIPE_SZ(bytes)).map_err(AttachError::PipeSize)?;
+            Ok(ParkingPipe { read, write })
+        })
+        .collect()
 }
 
-impl Drop for HandedDevice<'_> {
-    fn drop(&mut self) {
-        if let Self::Handed { qmp, .. } = self {
-            // A QEMU that is gone keeps no descriptor; else it closes it with this connection.
-            let _ = qmp.close_fd(DEVICE_NAME);
-        }
-    }
-}
-
-/// What to make, in QEMU's terms.
-#[derive(Clone, Copy)]
+/// What QEMU is to be given and to make.
 struct Plan {
-    device: Option<RawFd>,
+    device: Device,
+    pidfd: PidFd,
+    pipes: Vec<ParkingPipe>,
     base: u64,
     bytes: u64,
-    pipes: usize,
 }
 
 struct Made {
@@ -175,75 +138,105 @@ struct Made {
 
 /// A call that QEMU made and the kernel refused.
 enum Failure {
+    HandOver(HandOverFailure),
     Userfaultfd(Errno),
-    Pipe { made: usize, source: Errno },
 }
 
 impl Plan {
     /// Runs with QEMU stopped. A refused call leaves none of the descriptors behind.
-    fn make(self, stopped: &mut Stopped<'_>) -> Result<Result<Made, Failure>, InjectError> {
-        let answer = match self.device {
-            Some(fd) => stopped.call(
-                libc::SYS_ioctl,
-                [fd as u64, USERFAULTFD_IOC_NEW, FLAGS, 0, 0, 0],
-            )?,
-            None => stopped.call(libc::SYS_userfaultfd, [FLAGS, 0, 0, 0, 0, 0])?,
+    fn make(&self, stopped: &mut Stopped<'_>) -> Result<Result<Made, Failure>, InjectError> {
+        let ends = self
+            .pipes
+            .iter()
+            .flat_map(|pipe| [pipe.read.as_fd(), pipe.write.as_fd()]);
+        let all: Vec<BorrowedFd<'_>> = self
+            .device
+            .opened()
+            .map(AsFd::as_fd)
+            .into_iter()
+            .chain(ends)
+            .collect();
+        let numbers = match hand_over(stopped, &self.pidfd, &all)? {
+            Ok(numbers) => numbers,
+            Err(failure) => return Ok(Err(Failure::HandOver(failure))),
+        };
+        let (device, ends) = numbers.split_at(all.len() - 2 * self.pipes.len());
+
+        let answer = match device {
+            [device] => {
+                let made = stopped.call(
+                    libc::SYS_ioctl,
+                    [*device as u64, USERFAULTFD_IOC_NEW, FLAGS, 0, 0, 0],
+                )?;
+                let _ = close(stopped, *device)?;
+                made
+            }
+            _ => stopped.call(libc::SYS_userfaultfd, [FLAGS, 0, 0, 0, 0, 0])?,
         };
         let userfaultfd = match answer {
             Ok(fd) => fd as RawFd,
-            Err(errno) => return Ok(Err(Failure::Userfaultfd(errno))),
+            Err(errno) => {
+                for &fd in ends {
+                    let _ = close(stopped, fd)?;
+                }
+                return Ok(Err(Failure::Userfaultfd(errno)));
+            }
         };
         // Pages come and go one by one here. A kernel without huge pages refuses, and has none to turn off.
         let _ = stopped.call(
             libc::SYS_madvise,
             [self.base, self.bytes, libc::MADV_NOHUGEPAGE as u64, 0, 0, 0],
         )?;
-
-        let mut pipes = Vec::with_capacity(self.pipes);
-        for made in 0..self.pipes {
-            let ends = stopped.scratch();
-            let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
-            if let Err(source) = stopped.call(libc::SYS_pipe2, [ends, flags, 0, 0, 0, 0])? {
-                for TargetPipe { read, write } in pipes {
-                    let _ = close(stopped, read)?;
-                    let _ = close(stopped, write)?;
-                }
-                let _ = close(stopped, userfaultfd)?;
-                return Ok(Err(Failure::Pipe { made, source }));
-            }
-            let ends: [u8; 8] = stopped.read_scratch()?;
-            let [a, b, c, d, e, f, g, h] = ends;
-            pipes.push(TargetPipe {
-                read: RawFd::from_ne_bytes([a, b, c, d]),
-                write: RawFd::from_ne_bytes([e, f, g, h]),
-            });
-        }
+        let pipes = ends
+            .chunks_exact(2)
+            .map(|ends| TargetPipe {
+                read: ends[0],
+                write: ends[1],
+            })
+            .collect();
         Ok(Ok(Made { userfaultfd, pipes }))
     }
-}
 
-fn close(stopped: &mut Stopped<'_>, fd: RawFd) -> Result<Result<u64, Errno>, InjectError> {
-    stopped.call(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0])
-}
-
-impl Failure {
-    fn explain(self, pid: Pid, wanted: usize, device: Option<DeviceState>) -> AttachError {
-        match (self, device) {
-            (Self::Userfaultfd(Errno::EPERM | Errno::EACCES), Some(device)) => {
+    fn explain(&self, pid: Pid, failure: Failure) -> AttachError {
+        match (failure, self.device.state()) {
+            (Failure::Userfaultfd(Errno::EPERM | Errno::EACCES), Some(device)) => {
                 AttachError::UserfaultfdDenied(UserfaultfdDenial {
                     pid,
                     sysctl: sysctl(),
                     device,
                 })
             }
-            (Self::Userfaultfd(Errno::ENOSYS), _) => AttachError::NoUserfaultfd,
-            (Self::Userfaultfd(source), _) => AttachError::Userfaultfd { pid, source },
-            (Self::Pipe { made, source }, _) => AttachError::Pipes {
-                pid,
-                made,
-                wanted,
-                source,
-            },
+            (Failure::Userfaultfd(Errno::ENOSYS), _) => AttachError::NoUserfaultfd,
+            (Failure::Userfaultfd(source), _) => AttachError::Userfaultfd { pid, source },
+            (Failure::HandOver(HandOverFailure::NoRoom { got, source }), _) => {
+                AttachError::NoRoom {
+                    pid,
+                    got,
+                    wanted: 2 * self.pipes.len() + usize::from(self.device.opened().is_some()),
+                    source,
+                }
+            }
+            (
+                Failure::HandOver(HandOverFailure::Target(source) | HandOverFailure::Send(source)),
+                _,
+            ) => AttachError::HandOver { pid, source },
+            (Failure::HandOver(HandOverFailure::Socket(error)), _) => AttachError::GetFd(error),
+        }
+    }
+}
+
+impl Device {
+    fn opened(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::Open(device) => Some(device),
+            Self::Not(_) => None,
+        }
+    }
+
+    fn state(&self) -> Option<super::DeviceState> {
+        match self {
+            Self::Open(_) => None,
+            Self::Not(state) => Some(*state),
         }
     }
 }

@@ -47,8 +47,8 @@ pub enum DenialReason {
 }
 
 impl PtraceDenial {
-    /// Finds out why a PTRACE_SEIZE that just failed with EPERM was refused.
-    pub(super) fn explain(pid: Pid) -> Self {
+    /// Finds out why the right to trace (or to look closely at) a process was just refused.
+    pub(crate) fn explain(pid: Pid) -> Self {
         let reason = if let Ok(Some(tracer)) = tracer_of(pid) {
             DenialReason::AlreadyTraced { tracer }
         } else {

@@ -109,7 +109,7 @@ fn calls_are_made_by_the_target() {
             libc::SYS_pipe2,
             [scratch, libc::O_CLOEXEC as u64, 0, 0, 0, 0],
         )?;
-        let ends: [u8; 8] = stopped.read_scratch()?;
+        let ends: [i32; 2] = stopped.read_scratch()?;
         Ok((parent, bad, pipe, ends))
     })
     .unwrap();
@@ -117,7 +117,7 @@ fn calls_are_made_by_the_target() {
     assert_eq!(parent, u64::from(std::process::id()));
     assert_eq!(bad, Err(nix::errno::Errno::EBADF));
     assert_eq!(pipe, Ok(0));
-    let write_end = i32::from_le_bytes(ends[4..].try_into().unwrap());
+    let [_, write_end] = ends;
     PidFd::open(cat.pid()).unwrap().get_fd(write_end).unwrap();
     eprintln!("stopped for {:?}", done.stopped_for);
     cat.assert_echoes();

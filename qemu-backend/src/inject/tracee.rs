@@ -15,7 +15,7 @@ use super::{InjectError, PtraceDenial, arch};
 use crate::process::{Permissions, read_maps};
 
 /// Bytes on the target's stack for what the calls read and write.
-pub const SCRATCH_BYTES: usize = 256;
+pub const SCRATCH_BYTES: usize = 1024;
 /// How many stops of other kinds (signals, group-stops) may come before the one we wait for.
 pub(super) const MAX_STOPS: usize = 256;
 /// All signals that can be blocked.
@@ -277,18 +277,23 @@ impl<'a> Stopped<'a> {
         self.write(self.layout.scratch, bytes)
     }
 
-    /// Copies bytes out of the scratch space, from its start.
-    pub fn read_scratch<const N: usize>(&self) -> Result<[u8; N], InjectError> {
-        const { assert!(N <= SCRATCH_BYTES) };
-        let mut bytes = [0; N];
+    /// Copies words of 32 bits out of the scratch space, from its start.
+    pub fn read_scratch<const N: usize>(&self) -> Result<[i32; N], InjectError> {
+        const { assert!(N * size_of::<i32>() <= SCRATCH_BYTES) };
+        let mut bytes = [0; SCRATCH_BYTES];
+        let bytes = &mut bytes[..N * size_of::<i32>()];
         self.memory
-            .read_exact_at(&mut bytes, self.layout.scratch)
+            .read_exact_at(bytes, self.layout.scratch)
             .map_err(|source| InjectError::Memory {
                 pid: self.seized.pid,
                 address: self.layout.scratch,
                 source,
             })?;
-        Ok(bytes)
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(size_of::<i32>())) {
+            *word = i32::from_ne_bytes(bytes.try_into().unwrap_or_default());
+        }
+        Ok(words)
     }
 
     /// Lets the thread make one system call. The outer error is ours, the inner one the call's own answer.

@@ -11,8 +11,7 @@ use super::remote::Unused;
 use super::served::{Events, Woken, target_of, wait};
 use super::signals::Signals;
 use super::{Notice, OpenRemote, Outcome, Ran, RunError};
-use crate::attach::{AttachError, AttachOptions, TakeOver, attach};
-use crate::memory::find_memory;
+use crate::attach::{AttachError, AttachOptions, TakeOver, attach, guest_memory};
 use crate::process::{PidFd, ProcessIdentity};
 use crate::qmp::{self, Qmp};
 use crate::registry::{RECORD_VERSION, Registry, VmFigures, VmRecord, VmState};
@@ -111,8 +110,7 @@ impl VmAttach {
         let start = Instant::now();
         // The far side first: if the nodes have no room, nothing is made in QEMU.
         let pidfd = PidFd::open(self.pid).map_err(AttachError::from)?;
-        let found =
-            find_memory(&pidfd, qmp.as_mut(), &self.attach.memory).map_err(AttachError::from)?;
+        let found = guest_memory(&pidfd, qmp.as_mut(), &self.attach.memory)?;
         let memory = ByteCount::new(found.mapping.bytes());
         let opened = nodes
             .create(&self.region.name, memory)

@@ -81,3 +81,16 @@ pub enum FindMemoryError {
     #[error("the file of the guest's memory cannot be looked at")]
     Stat(#[source] io::Error),
 }
+
+impl FindMemoryError {
+    /// Whether we only lack the right to look.
+    pub(crate) fn is_permission(&self) -> bool {
+        match self {
+            Self::Maps(MapsError::Read { source, .. })
+            | Self::Open(DescriptorError::List { source, .. }) => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            _ => false,
+        }
+    }
+}
