@@ -176,7 +176,7 @@ impl ByteCount {
     /// Whole pages only?
     #[must_use]
     pub const fn is_page_aligned(self) -> bool {
-        self.0 % PAGE_BYTES as u64 == 0
+        self.0.is_multiple_of(PAGE_BYTES as u64)
     }
     /// As an index type, on the 64-bit machines Mycoram supports.
     #[must_use]
@@ -188,7 +188,7 @@ impl ByteCount {
 impl fmt::Display for ByteCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
-            if self.0 >= 1 << shift && self.0 % (1 << shift) == 0 {
+            if self.0 >= 1 << shift && self.0.is_multiple_of(1 << shift) {
                 return write!(f, "{}{unit}", self.0 >> shift);
             }
         }

@@ -111,7 +111,7 @@ impl Source {
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let root = crate::checkout::root();
-    let findings = match inspect(&root) {
+    let findings = match inspect(root) {
         Ok(findings) => findings,
         Err(error) => {
             eprintln!("the checkout cannot be read: {error}");

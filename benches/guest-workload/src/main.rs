@@ -103,7 +103,7 @@ fn run(plan: &Plan) -> Result<Outcome, std::io::Error> {
 /// A line for every quarter of a pass.
 fn report_progress(what: &str, pass: u64, done: u64, pages: u64) {
     let quarter = (pages / 4).max(1);
-    if done % quarter == 0 {
+    if done.is_multiple_of(quarter) {
         println!("workload: {what} pass {pass}, {done} of {pages} pages");
     }
 }

@@ -123,10 +123,10 @@ impl WorkRequest {
                 }
             }
             Opcode::CompareSwap | Opcode::FetchAdd => {
-                if local.len() != 8 || local.addr() % 8 != 0 {
+                if local.len() != 8 || !local.addr().is_multiple_of(8) {
                     return Err("an atomic needs a local slice of 8 aligned bytes");
                 }
-                if self.remote().addr.get() % 8 != 0 {
+                if !self.remote().addr.get().is_multiple_of(8) {
                     return Err("an atomic works on 8 aligned bytes at the peer");
                 }
             }
