@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::{completions, exit_codes, man, version, vm};
+use crate::{completions, exit_codes, man, node, version, vm};
 
 /// What a subcommand comes to: an exit code of its own choice (mostly success), or a failure.
 pub(crate) type Outcome = Result<ExitCode, Failure>;
@@ -26,6 +26,8 @@ pub(crate) struct Cli {
 /// The nouns.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Noun {
+    /// Lend this machine's memory, or look at a node that does
+    Node(node::Args),
     /// Run QEMU guests whose RAM lives on memory nodes
     Vm(vm::Args),
     /// Print the version of myco, of its protocols and of its JSON output
@@ -40,6 +42,7 @@ impl Noun {
     /// Runs the chosen subcommand.
     pub(crate) fn run(self, output: &Output) -> Outcome {
         match self {
+            Self::Node(args) => node::run(args, output),
             Self::Vm(args) => vm::run(args, output),
             Self::Version(args) => version::run(&args, output),
             Self::Completions(args) => completions::run(&args, output),

@@ -12,10 +12,14 @@
 
 mod command;
 mod completions;
+mod durations;
 mod exit_codes;
 mod failure;
 mod logging;
 mod man;
+mod node;
+mod node_serve;
+mod node_status;
 mod output;
 mod version;
 mod vm;

@@ -14,23 +14,16 @@ pub(crate) struct Args {}
 struct Version {
     version: &'static str,
     control_protocol: u16,
-    verbs: &'static str,
 }
 
 pub(crate) fn run(_args: &Args, output: &Output) -> Outcome {
     let version = Version {
         version: env!("CARGO_PKG_VERSION"),
         control_protocol: mycoram_fabric::wire::VERSION,
-        verbs: if cfg!(feature = "rdma-sys") {
-            "rdma-sys, linked"
-        } else {
-            "loaded at run time"
-        },
     };
     output.print("myco.version", 1, &version, |out| {
         writeln!(out, "myco {}", version.version)?;
-        writeln!(out, "control protocol {}", version.control_protocol)?;
-        writeln!(out, "libibverbs: {}", version.verbs)
+        writeln!(out, "control protocol {}", version.control_protocol)
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,15 +8,17 @@
 //! ```
 //!
 //! `runs` and `ledger` are pure; `core` does what they say, without a clock; `serve` has the sockets,
-//! the threads and the time. No page ever passes through here.
+//! the threads and the time; `data` chooses the provider. No page ever passes through here.
 
 mod core;
+mod data;
 mod ledger;
 mod pool;
 mod runs;
 mod serve;
 
 pub use core::{Entropy, NodeCore};
+pub use data::{DataServerError, start_data_server};
 pub use ledger::{Bounds, SessionId};
 pub use pool::{HugePages, Pool, PoolError};
 pub use serve::{Drained, MemoryNode, NodeConfig, StartError};

@@ -1,7 +1,6 @@
 //! Putting a region together: the parts that making one and taking one over share.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,49 +14,9 @@ use super::watch::Watch;
 use crate::placement::{NodeEntry, RegionEntry};
 use crate::random;
 use crate::session::{Dial, Identity, Session, TcpDial};
-use crate::transport::{Transport, TransportKind};
+use crate::transport::Transport;
 use crate::units::{ExtentIndex, Incarnation};
 use crate::wire::control::{Grant, Token};
-
-/// The transports that a region may use.
-#[derive(Clone, Default)]
-pub struct Transports {
-    known: Vec<Arc<dyn Transport>>,
-}
-
-impl Transports {
-    /// None yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// And this one.
-    #[must_use]
-    pub fn with(mut self, transport: Arc<dyn Transport>) -> Self {
-        self.known.push(transport);
-        self
-    }
-
-    pub(super) fn get(&self, node: &NodeEntry) -> Result<Arc<dyn Transport>, TransportMissing> {
-        self.known
-            .iter()
-            .find(|transport| transport.kind() == node.transport)
-            .cloned()
-            .ok_or_else(|| TransportMissing {
-                node: node.name.clone(),
-                transport: node.transport,
-            })
-    }
-}
-
-impl fmt::Debug for Transports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.known.iter().map(|t| t.kind()))
-            .finish()
-    }
-}
 
 /// How a region is opened.
 #[derive(Clone)]
@@ -89,16 +48,6 @@ impl RemoteOptions {
             token: Token(random.bytes()),
         })
     }
-}
-
-/// No transport for a node.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("memory node {node} is reached over {transport:?}, which is not available here")]
-pub struct TransportMissing {
-    /// Its name.
-    pub node: String,
-    /// What it needs.
-    pub transport: TransportKind,
 }
 
 /// What a node holds of a region.

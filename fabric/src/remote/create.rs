@@ -6,9 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::assemble::{Grants, OpenedNode, RemoteOptions, TransportMissing, Transports, assemble};
+use super::assemble::{Grants, OpenedNode, RemoteOptions, assemble};
 use super::directory::{Directory, MAX_NODES, SizeError};
 use super::region::Remote;
+use super::transports::{TransportMissing, Transports};
 use crate::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
 use crate::session::{Identity, Session, SessionError};
 use crate::units::{ByteCount, ExtentIndex};

@@ -25,12 +25,14 @@ mod queue;
 mod redial;
 mod region;
 mod reopen;
+mod transports;
 mod watch;
 
-pub use assemble::{RemoteOptions, TransportMissing, Transports};
+pub use assemble::RemoteOptions;
 pub use clock::{Clock, SystemClock};
 pub use create::{CreateError, Room};
 pub use directory::{DirectoryError, SizeError};
 
 pub use region::Remote;
 pub use reopen::ReopenError;
+pub use transports::{TransportError, TransportMissing, Transports};

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::assemble::{Grants, OpenedNode, RemoteOptions, TransportMissing, Transports, assemble};
+use super::assemble::{Grants, OpenedNode, RemoteOptions, assemble};
 use super::directory::{Directory, DirectoryError, NodeRecord};
 use super::region::Remote;
+use super::transports::{TransportMissing, Transports};
 use crate::session::{Identity, Session, SessionError};
 use crate::units::{Epoch, ExtentIndex};
 use crate::wire::Refusal;
