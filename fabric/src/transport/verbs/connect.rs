@@ -3,7 +3,7 @@
 //! ```text
 //!   resolve address -> resolve route -> create queue pair, INIT
 //!     -> CONNECT (ticket in the private data)  ----->  memory node: ticket -> tenant -> domain
-//!     <- CONNECT_RESPONSE: RTR, RTS, ESTABLISH          or REJECTED with the reason
+//!     <- CONNECT_RESPONSE (a greeting): RTR, RTS, ESTABLISH    or REJECTED with the reason
 //! ```
 //!
 //! Every step has what is left of `connect_timeout_ms`. Nothing is tried twice, with one exception: a
@@ -26,6 +26,9 @@ use crate::transport::{ConnectError, MAX_QUEUE_DEPTH, QueuePairConfig, Ticket, T
 
 /// How often a connection is begun anew because its queue pair number was stale.
 const STALE_ATTEMPTS: usize = 4;
+
+/// How long the kernel is first given to find a neighbour; then twice as long, and so on.
+const FIRST_ADDRESS_SLICE: Duration = Duration::from_millis(20);
 
 /// Reasons for a rejection in the CM protocol that say something to a user.
 const REJECTED_NOBODY_LISTENS: i32 = 8;
@@ -50,6 +53,20 @@ pub enum TurnedAway {
     /// Anything else, as the CM protocol numbers it.
     #[error("the connection was rejected with CM reason {0}")]
     Other(i32),
+}
+
+/// What a handshake was waiting for when its time was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    /// The neighbour's address (ARP or neighbour discovery).
+    #[error("nobody answers for the address on the link")]
+    Address,
+    /// The path.
+    #[error("no path to the address was found in time")]
+    Route,
+    /// The node's rdma_cm.
+    #[error("the machine is there, but no connection manager answers")]
+    Connection,
 }
 
 enum Attempt {
@@ -86,6 +103,13 @@ fn local(source: io::Error) -> ConnectError {
     }
 }
 
+fn protocol(peer: SocketAddr) -> ConnectError {
+    ConnectError::Protocol {
+        peer,
+        version: greeting::VERSION,
+    }
+}
+
 fn unreachable(peer: SocketAddr, source: io::Error) -> ConnectError {
     ConnectError::Unreachable {
         peer,
@@ -107,10 +131,10 @@ fn attempt(
 
     let channel = EventChannel::new().map_err(here)?;
     let id = CmId::new(&channel).map_err(here)?;
-    id.resolve_address(peer, left()).map_err(there)?;
-    expect(&channel, CmEventKind::AddressResolved, deadline).map_err(there)?;
+    resolve_address(&id, &channel, peer, deadline).map_err(there)?;
     id.resolve_route(left()).map_err(there)?;
-    expect(&channel, CmEventKind::RouteResolved, deadline).map_err(there)?;
+    let resolved = answer_by(&channel, deadline, NoAnswer::Route).map_err(there)?;
+    expect(&resolved, CmEventKind::RouteResolved).map_err(there)?;
 
     let (device, _port) = id
         .device()
@@ -142,12 +166,14 @@ fn attempt(
         private_data: &greeting,
     })
     .map_err(there)?;
-    let answer = channel.next_until(deadline).map_err(there)?;
+    let answer = answer_by(&channel, deadline, NoAnswer::Connection).map_err(there)?;
     match answer.kind {
         CmEventKind::ConnectResponse => {}
         CmEventKind::Rejected => return Err(rejected(peer, &answer)),
         _ => return Err(there(answer.error())),
     }
+    greeting::decode_acceptance(answer.private_data())
+        .map_err(|_| Attempt::Failed(protocol(peer)))?;
     let asks = answer.initiator_depth.min(limits.initiator_depth);
     if asks == 0 {
         return Err(there(io::Error::other(TurnedAway::NoReads)));
@@ -178,8 +204,41 @@ fn attempt(
     Requester::new(peer, parts, config.depth).map_err(here)
 }
 
-fn expect(channel: &EventChannel, kind: CmEventKind, deadline: Instant) -> io::Result<()> {
-    let event = channel.next_until(deadline)?;
+/// Asks in slices of the time there is: a kernel that learns the neighbour's address just while it is
+/// being asked looks at it again only at the end of the slice. (On a virtual link, where the answer is
+/// there at once, that is how it goes each first time.)
+fn resolve_address(
+    id: &CmId,
+    channel: &EventChannel,
+    peer: SocketAddr,
+    deadline: Instant,
+) -> io::Result<()> {
+    let mut slice = FIRST_ADDRESS_SLICE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        id.resolve_address(peer, slice.min(left))?;
+        let event = answer_by(channel, deadline, NoAnswer::Address)?;
+        match expect(&event, CmEventKind::AddressResolved) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => slice *= 2,
+            result => return result,
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, NoAnswer::Address));
+        }
+    }
+}
+
+/// The next event. Where none comes in time the error says what was waited for.
+fn answer_by(channel: &EventChannel, deadline: Instant, awaited: NoAnswer) -> io::Result<CmEvent> {
+    channel
+        .next_until(deadline)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => io::Error::new(io::ErrorKind::TimedOut, awaited),
+            _ => error,
+        })
+}
+
+fn expect(event: &CmEvent, kind: CmEventKind) -> io::Result<()> {
     if event.kind == kind {
         return Ok(());
     }
@@ -187,10 +246,6 @@ fn expect(channel: &EventChannel, kind: CmEventKind, deadline: Instant) -> io::R
 }
 
 fn rejected(peer: SocketAddr, answer: &CmEvent) -> Attempt {
-    let protocol = || ConnectError::Protocol {
-        peer,
-        version: greeting::VERSION,
-    };
     let turned_away = |why| unreachable(peer, io::Error::other(why));
     Attempt::Failed(match answer.status {
         REJECTED_STALE => return Attempt::Stale,
@@ -199,7 +254,7 @@ fn rejected(peer: SocketAddr, answer: &CmEvent) -> Attempt {
             Ok(Rejection::Ticket) => ConnectError::Refused { peer },
             Ok(Rejection::Busy) => turned_away(TurnedAway::Busy),
             Ok(Rejection::WrongDevice) => turned_away(TurnedAway::WrongDevice),
-            Ok(Rejection::Version) | Err(_) => protocol(),
+            Ok(Rejection::Version) | Err(_) => protocol(peer),
         },
         status if status < 0 => unreachable(peer, answer.error()),
         reason => turned_away(TurnedAway::Other(reason)),

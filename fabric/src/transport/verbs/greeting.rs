@@ -1,8 +1,9 @@
 //! What the two ends say in the private data of rdma_cm's messages. Pure: bytes in, values out.
 //!
 //! ```text
-//!   request    magic 4 | version 2 | length 2 | ticket 16 | checksum 8      32 bytes
-//!   rejection  magic 4 | version 2 | length 2 | reason 2 | zero 6 | checksum 8   24 bytes
+//!   request     magic 4 | version 2 | length 2 | ticket 16 | checksum 8           32 bytes
+//!   acceptance  magic 4 | version 2 | length 2 | checksum 8                       16 bytes
+//!   rejection   magic 4 | version 2 | length 2 | reason 2 | zero 6 | checksum 8   24 bytes
 //! ```
 //!
 //! Little-endian; the checksum is XXH3 of all before it. rdma_cm pads what it delivers with zeros, up
@@ -20,6 +21,8 @@ const HEADER_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 8;
 /// Bytes of a request.
 pub(super) const REQUEST_BYTES: usize = HEADER_BYTES + TICKET_BYTES + CHECKSUM_BYTES;
+/// Bytes of an acceptance.
+pub(super) const ACCEPTANCE_BYTES: usize = HEADER_BYTES + CHECKSUM_BYTES;
 /// Bytes of a rejection.
 pub(super) const REJECTION_BYTES: usize = HEADER_BYTES + 8 + CHECKSUM_BYTES;
 
@@ -90,6 +93,15 @@ pub(super) fn decode_request(bytes: &[u8]) -> Result<Ticket, GreetingError> {
     Ok(Ticket { secret })
 }
 
+/// What a memory node answers, so that nothing else is taken for one.
+pub(super) fn encode_acceptance() -> [u8; ACCEPTANCE_BYTES] {
+    seal(&[])
+}
+
+pub(super) fn decode_acceptance(bytes: &[u8]) -> Result<(), GreetingError> {
+    open::<ACCEPTANCE_BYTES>(bytes).map(|_| ())
+}
+
 pub(super) fn encode_rejection(reason: Rejection) -> [u8; REJECTION_BYTES] {
     let code: u16 = match reason {
         Rejection::Ticket => 1,
@@ -140,6 +152,14 @@ mod tests {
     }
 
     #[test]
+    fn an_acceptance_is_nothing_else() {
+        assert_eq!(decode_acceptance(&encode_acceptance()), Ok(()));
+        let rejection = encode_rejection(Rejection::Busy);
+        assert_eq!(decode_acceptance(&rejection), Err(GreetingError::Damaged));
+        assert_eq!(decode_acceptance(&[0; 56]), Err(GreetingError::Foreign));
+    }
+
+    #[test]
     fn another_version_is_named() {
         let mut request = encode_request(&Ticket { secret: [1; 16] });
         request[4] = 9;
@@ -160,6 +180,7 @@ mod tests {
         #[test]
         fn noise_is_refused(noise in proptest::collection::vec(any::<u8>(), 0..80)) {
             prop_assert!(decode_request(&noise).is_err());
+            prop_assert!(decode_acceptance(&noise).is_err());
             prop_assert!(decode_rejection(&noise).is_err());
         }
     }

@@ -40,7 +40,7 @@ mod transport;
 mod watch;
 
 pub use address::{LocalAddress, local_addresses};
-pub use connect::TurnedAway;
+pub use connect::{NoAnswer, TurnedAway};
 pub use device::DeviceName;
 pub use library::OpenError;
 pub use server::{ServerLimits, VerbsServer};

@@ -5,6 +5,7 @@ use std::io;
 use super::admission::Admission;
 use crate::transport::Ticket;
 use crate::transport::verbs::connection_manager::{CmEvent, CmId, ConnectionParameters};
+use crate::transport::verbs::greeting;
 use crate::transport::verbs::queue_pair::{PeerMay, RcQueuePair};
 use crate::transport::verbs::retry_policy::{RNR_RETRIES, RetryPolicy};
 
@@ -43,7 +44,7 @@ impl ServedConnection {
                     responder_resources: serves,
                     retries: policy.retries,
                     rnr_retries: RNR_RETRIES,
-                    private_data: &[],
+                    private_data: &greeting::encode_acceptance(),
                 })
             });
         match accepted {
