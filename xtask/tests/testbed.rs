@@ -117,6 +117,38 @@ fn what_a_kernel_cannot_do_is_refused_before_it_boots() {
     );
 }
 
+/// A guest is a host whose kernel has rxe: with the guest's own devices out of the way, the test bed runs
+/// there without a guest. What it made is gone afterwards, also when it is interrupted.
+#[test]
+fn a_host_with_rxe_is_used_and_left_as_it_was() {
+    let script = r#"
+        set -eu
+        rdma link del rxe0; rdma link del rxe1; ip netns del n1; ip link del mycbr
+        before=$(ip rule; ip -o link | wc -l; ip netns)
+        for topology in pair nodes:2; do
+            code=0
+            "$1" testbed --topology "$topology" -- bash -c 'echo "$MYCORAM_TESTBED $MYCORAM_TESTBED_TOPOLOGY $MYCORAM_RXE_ADDR_2 $(rdma link | wc -l)"; exit 9' || code=$?
+            echo "code $code, devices left $(rdma link | wc -l)"
+        done
+        "$1" testbed -- sleep 1000 & running=$!
+        sleepers() { cat /proc/[0-9]*/comm 2>/dev/null | grep -cx sleep || true; }
+        until [ "$(sleepers)" = 1 ]; do :; done
+        kill -INT "$running"
+        code=0; wait "$running" || code=$?
+        echo "code $code, devices left $(rdma link | wc -l), sleepers left $(sleepers)"
+        after=$(ip rule; ip -o link | wc -l; ip netns)
+        [ "$before" = "$after" ] || echo "was: $before now: $after"
+    "#;
+    let output = testbed(
+        &["--topology", "nodes:1"],
+        &["bash", "-c", script, "-", env!("CARGO_BIN_EXE_xtask")],
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let wanted = "host pair 10.77.0.2 2\ncode 9, devices left 0\nhost nodes:2 10.77.0.2 3\ncode 9, devices left 0\ncode 130, devices left 0, sleepers left 0\n";
+    assert_eq!(text, wanted, "{}", said(&output));
+    assert!(output.status.success(), "{}", said(&output));
+}
+
 #[test]
 fn neither_interrupt_nor_kill_leaves_a_guest_behind() {
     let _turn = TURN
