@@ -13,12 +13,14 @@
 //! * `page_table` is the shared file of 16 bytes a page.
 //! * [`kernel`] is the one place that speaks to userfaultfd, pipes and pidfds.
 //! * [`policy`] says which pages leave, and which are fetched before they are asked for.
+//! * [`daemon`] serves the regions of other processes; its `client` is their end.
 //! * `runtime` does the IO: workers, evictors, take-over, figures.
 //!
 //! The agent knows remote pages only as `fabric::pages::RemoteRegion`; which nodes hold them, and who
 //! decides that, is not its business.
 
 mod config;
+pub mod daemon;
 mod engine;
 pub mod kernel;
 mod page_table;

@@ -18,6 +18,9 @@ pub enum Magic {
     Data,
     /// A region's directory, kept by its owner: `MyCr`.
     Directory,
+    /// The socket between a program and the agent's daemon on its machine, and the daemon's records of
+    /// its clients: `MyCa`.
+    Agent,
 }
 
 impl Magic {
@@ -28,6 +31,7 @@ impl Magic {
             Self::Control => *b"MyCc",
             Self::Data => *b"MyCd",
             Self::Directory => *b"MyCr",
+            Self::Agent => *b"MyCa",
         }
     }
 }

@@ -342,6 +342,12 @@ impl ParkingPipe {
         unsafe { self.peek_to(slot, scratch, sink, into.as_mut_ptr()) }
     }
 
+    /// The two ends: where pages come out, where they go in.
+    #[must_use]
+    pub fn into_ends(self) -> (OwnedFd, OwnedFd) {
+        (self.out, self.into)
+    }
+
     /// The end that pages come out of: to hand to whoever must keep them alive.
     #[must_use]
     pub fn out_end(&self) -> BorrowedFd<'_> {

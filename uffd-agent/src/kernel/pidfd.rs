@@ -5,8 +5,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::CallFailed;
+
+/// Since Linux 6.5; the libc crate does not name it everywhere.
+const SO_PEERPIDFD: libc::c_int = 77;
 
 /// Why a process cannot be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +74,55 @@ impl PidFd {
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
         self.fd
+    }
+
+    /// The process at the other end of a connected Unix socket: the one that connected. On kernels before
+    /// 6.5 its number is asked for and opened, which is right unless it has ended meanwhile.
+    pub fn of_peer(socket: impl AsFd) -> Result<Self, PidFdError> {
+        let peer = getsockopt(&socket, PeerCredentials)
+            .map_err(CallFailed::of("getsockopt(SO_PEERCRED)"))?;
+        let mut raw: libc::c_int = -1;
+        let mut bytes = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: the option's value is an int; value and length outlive the call.
+        let answer = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PEERPIDFD,
+                (&raw mut raw).cast(),
+                &raw mut bytes,
+            )
+        };
+        if answer == 0 && raw >= 0 {
+            // SAFETY: the kernel has just made this descriptor for us.
+            let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+            return Ok(Self {
+                fd,
+                pid: peer.pid(),
+            });
+        }
+        Self::open(peer.pid())
+    }
+
+    /// A second descriptor of the same process.
+    pub fn try_clone(&self) -> Result<Self, CallFailed> {
+        let fd = self
+            .fd
+            .try_clone()
+            .map_err(|_| CallFailed::last("fcntl(F_DUPFD_CLOEXEC)"))?;
+        Ok(Self { fd, pid: self.pid })
+    }
+
+    /// When the process began, in clock ticks since boot: with its number it names a process for good.
+    /// `None` when it has ended.
+    #[must_use]
+    pub fn began(&self) -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // The second field is the program's name in brackets and may hold anything.
+        let fields = &stat[stat.rfind(')')? + 1..];
+        let began = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
+        // Still the same process after the reading: then the number was its own all the time.
+        (!self.has_ended().unwrap_or(true)).then_some(began)
     }
 
     /// Its number.
