@@ -20,7 +20,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::message::{self, Kind, Notice, Refusal, Reply, Request, in_words};
 use super::record::Record;
-use super::server::Promise;
+use super::shared::Promise;
 use super::socket::{Socket, SocketError};
 use crate::kernel::PidFd;
 use crate::{Region, RegionEvent};

@@ -15,6 +15,8 @@
 //!                         records and pidfd_getfd, or from the program, which connects again
 //! ```
 //!
+//! * `server` listens; `visitor` greets; `arrival` takes regions in; `succession` inherits them; a
+//!   `keeper` serves one to its end; `shared` is what they all see.
 //! * `message`, `ledger` are pure; `socket`, `record` do the IO of one thing each.
 //! * A region belongs to a process, not to a connection: when only the connection is gone (the program
 //!   closed it, or it sent garbage) its pages are served on.
@@ -22,6 +24,7 @@
 
 pub mod client;
 
+mod arrival;
 mod config;
 mod intake;
 mod keeper;
@@ -29,8 +32,11 @@ mod ledger;
 mod message;
 mod record;
 mod server;
+mod shared;
 mod socket;
 mod source;
+mod succession;
+mod visitor;
 
 pub use config::{AllowedPeers, DaemonConfig, DaemonConfigError};
 pub use intake::DescriptorFault;

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::connection::{AttachError, ConnectError, Connection, Held};
 use crate::daemon::message::{self, Kind, Notice, Refusal, Reply, Request};
-use crate::daemon::socket::Socket;
+use crate::daemon::socket::{Socket, SocketError};
 use crate::kernel::{Poisoned, TargetRange};
 use crate::{Advice, RegionName, RegionStats};
 
@@ -79,6 +80,8 @@ struct Inner {
     orders: Mutex<()>,
     /// Readable when the mapping is not needed any more.
     closing: EventFd,
+    /// The next answer is the last: the daemon hangs up behind it.
+    ending: AtomicBool,
 }
 
 /// A mapping that is being served. Dropping it ends the region, as [`Self::end`] does.
@@ -123,6 +126,7 @@ impl Attached {
             changed: Condvar::new(),
             orders: Mutex::new(()),
             closing: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            ending: AtomicBool::new(false),
         });
         let listening = Arc::clone(&inner);
         let listener = std::thread::Builder::new()
@@ -190,6 +194,7 @@ impl Attached {
         let Some(listener) = self.listener.take() else {
             return Ok(());
         };
+        self.inner.ending.store(true, Ordering::Release);
         let ended = match self.inner.order_done(&Request::End) {
             Err(OrderError::Unknown) => Ok(()),
             other => other,
@@ -313,33 +318,41 @@ impl Inner {
             if fds[0].any() == Some(true) {
                 return;
             }
-            if !self.hear(&socket, notices) {
-                lock(&self.link).socket = None;
-                self.changed.notify_all();
-                notices(ProgramNotice::Away);
+            match self.hear(&socket, notices) {
+                Heard::Something => {}
+                Heard::TheLast => return,
+                Heard::Gone => {
+                    lock(&self.link).socket = None;
+                    self.changed.notify_all();
+                    notices(ProgramNotice::Away);
+                }
             }
         }
     }
 
-    /// Hears what the daemon says; `false`: it has gone.
-    fn hear(&self, socket: &Socket, notices: &impl Fn(ProgramNotice)) -> bool {
-        use crate::daemon::socket::SocketError;
+    fn hear(&self, socket: &Socket, notices: &impl Fn(ProgramNotice)) -> Heard {
         let packet = match socket.receive() {
             Ok(packet) => packet,
-            Err(SocketError::Timeout) => return true,
-            Err(_) => return false,
+            Err(SocketError::Timeout) => return Heard::Something,
+            Err(_) => return Heard::Gone,
         };
         if let Ok(reply) = message::decode::<Reply>(Kind::Reply, &packet.bytes) {
+            // Asked before the answer is given: behind it the program may begin to end.
+            let last = self.ending.load(Ordering::Acquire);
             lock(&self.link).reply = Some(reply);
             self.changed.notify_all();
-            return true;
+            return if last {
+                Heard::TheLast
+            } else {
+                Heard::Something
+            };
         }
         match message::decode::<Notice>(Kind::Notice, &packet.bytes) {
             Ok(Notice::Lost { total }) => notices(ProgramNotice::Lost { total }),
             Ok(Notice::Fenced) => notices(ProgramNotice::Fenced),
-            Err(_) => return false,
+            Err(_) => return Heard::Gone,
         }
-        true
+        Heard::Something
     }
 
     /// Tries until there is a daemon that serves the mapping on.
@@ -406,6 +419,13 @@ impl Inner {
             tracing::error!(error = %io::Error::last_os_error(), "lost pages cannot be forbidden");
         }
     }
+}
+
+/// What the listening thread heard.
+enum Heard {
+    Something,
+    TheLast,
+    Gone,
 }
 
 /// How trying to connect again came out.

@@ -209,7 +209,12 @@ impl Connection {
         self.socket
             .wait(ANSWER_PATIENCE, self.patience.as_fd())
             .map_err(socket_failed)?;
-        let packet = match (self.socket.receive(), sent) {
+        let received = match self.socket.receive() {
+            // A reset stands in front of what was sent before it.
+            Err(SocketError::Closed) => self.socket.receive(),
+            other => other,
+        };
+        let packet = match (received, sent) {
             (Ok(packet), _) => packet,
             (Err(_), Err(source)) | (Err(source), Ok(())) => return Err(socket_failed(source)),
         };

@@ -1,0 +1,207 @@
+//! A program's region comes in: new, or with a program that connects again.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::intake::{self, Life};
+use super::keeper::{Ending, Keeper, Mail, Mailbox};
+use super::message::{Mapping, Refusal, Request, Token, in_words};
+use super::record::Record;
+use super::shared::{
+    Entry, Promise, Shared, State, engine, lock, new_name, news, region_config, set_state,
+};
+use super::socket::{Peer, Socket};
+use super::succession::take_over;
+use super::visitor::refuse;
+use crate::kernel::PidFd;
+use crate::{Region, RegionName};
+
+/// Most fault workers that a client may ask for: each spins on a core while it is busy.
+const MAX_FAULT_WORKERS: u8 = 4;
+
+/// Takes a new region in and serves it to its end. A refusal has been told to the program.
+pub(super) fn attach(
+    shared: &Arc<Shared>,
+    socket: Socket,
+    peer: Peer,
+    process: PidFd,
+    request: Request,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(), Refusal> {
+    match begin(shared, peer, &process, request, descriptors) {
+        Ok((region, promise, record, mailbox)) => {
+            mailbox.put(Mail::Socket(socket));
+            serve(
+                shared,
+                Keeper {
+                    region,
+                    process,
+                    socket: None,
+                    mailbox,
+                    promise,
+                    record,
+                    state_dir: shared.config.state_dir.clone(),
+                    closing: Arc::clone(&shared.closing),
+                },
+            );
+            Ok(())
+        }
+        Err(refusal) => {
+            refuse(&socket, refusal.clone());
+            Err(refusal)
+        }
+    }
+}
+
+fn begin(
+    shared: &Arc<Shared>,
+    peer: Peer,
+    process: &PidFd,
+    request: Request,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(Region, Promise, Record, Arc<Mailbox>), Refusal> {
+    let Request::Attach {
+        mapping,
+        local_budget,
+        extent_bytes,
+        fault_workers,
+    } = request
+    else {
+        return Err(Refusal::Malformed);
+    };
+    let target = intake::target(own(process)?, &mapping, descriptors, Life::New)
+        .map_err(Refusal::Descriptor)?;
+    let promise = Promise::make(shared, peer.uid, local_budget)?;
+    let record = Record {
+        name: new_name(shared, peer),
+        token: Token(lock(&shared.random).bytes()),
+        uid: peer.uid,
+        pid: peer.pid,
+        began: process.began().ok_or(Refusal::Over)?,
+        local_budget,
+        fault_workers: fault_workers.clamp(1, MAX_FAULT_WORKERS),
+    };
+    let config = region_config(shared, &record);
+    config.validate(target.pipes.len()).map_err(engine)?;
+    let mailbox = Mailbox::new().map_err(engine)?;
+    let (remote, owner) = shared
+        .source
+        .create(mapping.bytes, extent_bytes)
+        .map_err(|error| Refusal::Remote {
+            words: in_words(&*error),
+        })?;
+    // Before the region is served: a daemon that dies right after must not be forgotten by the next.
+    if let Err(error) = record.write(&shared.config.state_dir) {
+        remote.release();
+        return Err(engine(error));
+    }
+    match Region::attach(target, Arc::clone(&remote), owner, config, news(&mailbox)) {
+        Ok(region) => {
+            tracing::info!(region = %record.name, pid = peer.pid, uid = peer.uid, budget = %local_budget, "a client is served");
+            Ok((region, promise, record, mailbox))
+        }
+        Err(error) => {
+            record.remove(&shared.config.state_dir);
+            remote.release();
+            Err(engine(error))
+        }
+    }
+}
+
+fn own(process: &PidFd) -> Result<PidFd, Refusal> {
+    process.try_clone().map_err(engine)
+}
+
+/// Enters the region in the table and keeps it on this thread.
+pub(super) fn serve(shared: &Arc<Shared>, keeper: Keeper) {
+    let name = keeper.record.name.clone();
+    let entry = Entry {
+        record: keeper.record.clone(),
+        state: State::Served(Arc::clone(&keeper.mailbox)),
+    };
+    lock(&shared.regions).insert(name.clone(), entry);
+    if keeper.run() == Ending::Over {
+        lock(&shared.regions).remove(&name);
+    }
+}
+
+/// What a program that connects again brings.
+pub(super) struct Resumption {
+    pub(super) mapping: Mapping,
+    pub(super) name: RegionName,
+    pub(super) token: Token,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+/// A program has connected again: its keeper gets the connection, or, if there is none yet, it is made
+/// from what the program brings.
+pub(super) fn resume(
+    shared: &Arc<Shared>,
+    socket: Socket,
+    peer: Peer,
+    process: PidFd,
+    asked: Resumption,
+) -> Result<(), Refusal> {
+    let record = {
+        let mut regions = lock(&shared.regions);
+        let entry = regions.get_mut(&asked.name).filter(|entry| {
+            entry.record.token.matches(&asked.token)
+                && (entry.record.uid, entry.record.pid) == (peer.uid, peer.pid)
+                && process.began() == Some(entry.record.began)
+        });
+        match entry {
+            None => {
+                refuse(&socket, Refusal::UnknownRegion);
+                return Err(Refusal::UnknownRegion);
+            }
+            Some(entry) => match &entry.state {
+                State::Served(mailbox) => {
+                    mailbox.put(Mail::Socket(socket));
+                    return Ok(());
+                }
+                // It is told no: it will ask again.
+                State::Busy => {
+                    let refusal = Refusal::Engine {
+                        words: "the region is being taken over".into(),
+                    };
+                    refuse(&socket, refusal.clone());
+                    return Err(refusal);
+                }
+                State::Waiting => {
+                    entry.state = State::Busy;
+                    entry.record.clone()
+                }
+            },
+        }
+    };
+    let taken = own(&process)
+        .and_then(|process| {
+            intake::target(process, &asked.mapping, asked.descriptors, Life::GoesOn)
+                .map_err(Refusal::Descriptor)
+        })
+        .and_then(|target| take_over(shared, &record, Some(target)));
+    match taken {
+        Ok((region, promise, mailbox)) => {
+            mailbox.put(Mail::Socket(socket));
+            serve(
+                shared,
+                Keeper {
+                    region,
+                    process,
+                    socket: None,
+                    mailbox,
+                    promise,
+                    record,
+                    state_dir: shared.config.state_dir.clone(),
+                    closing: Arc::clone(&shared.closing),
+                },
+            );
+            Ok(())
+        }
+        Err(refusal) => {
+            set_state(shared, &record.name, State::Waiting);
+            refuse(&socket, refusal.clone());
+            Err(refusal)
+        }
+    }
+}
