@@ -44,7 +44,7 @@ impl Fabric for Tcp {
     type Victim = ProcessVictim;
 
     fn transport(&self) -> Arc<dyn Transport> {
-        Arc::new(TcpTransport::new().expect("io_uring"))
+        Arc::new(TcpTransport::new().expect("sockets"))
     }
 
     fn start_node(&self, pool_bytes: usize) -> TcpNode {

@@ -1,5 +1,7 @@
 //! The scatter list of one send or receive, at an address that does not move while the kernel uses it.
 
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::ptr;
 
 use io_uring::{opcode, squeue, types};
@@ -74,6 +76,30 @@ impl Message {
         &raw mut self.0.header
     }
 
+    /// Bytes of all parts.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.parts[..self.0.used]
+            .iter()
+            .map(|part| part.iov_len)
+            .sum()
+    }
+
+    /// Sends as much as the socket takes at once; `Err` is the error number.
+    pub(super) fn send(&mut self, stream: &TcpStream) -> Result<usize, i32> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let message = self.as_msghdr();
+        // SAFETY: header and parts are `self`'s; what the parts lead to is kept by the owner of the
+        // message, whose promise it is that it stays where it is during the call.
+        moved(unsafe { libc::sendmsg(stream.as_raw_fd(), message, flags) })
+    }
+
+    /// Receives what is there; `Err` is the error number.
+    pub(super) fn receive(&mut self, stream: &TcpStream, flags: i32) -> Result<usize, i32> {
+        let message = self.as_msghdr();
+        // SAFETY: as for `send`.
+        moved(unsafe { libc::recvmsg(stream.as_raw_fd(), message, flags) })
+    }
+
     #[cfg(test)]
     pub(super) fn lengths(&self) -> Vec<usize> {
         self.0.parts[..self.0.used]
@@ -81,6 +107,15 @@ impl Message {
             .map(|part| part.iov_len)
             .collect()
     }
+}
+
+/// The result of a system call that moves bytes.
+fn moved(result: isize) -> Result<usize, i32> {
+    usize::try_from(result).map_err(|_| {
+        std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)
+    })
 }
 
 /// One direction of a socket: what is to be moved, and whether the kernel has it.

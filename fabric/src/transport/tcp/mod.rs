@@ -1,9 +1,9 @@
-//! The transport for machines without RDMA: the semantics of RC queue pairs over TCP and io_uring.
+//! The transport for machines without RDMA: the semantics of RC queue pairs over TCP.
 //!
 //! ```text
-//!   compute side, the owner's thread               memory node, threads of its own
+//!   compute side, the owner's thread               memory node, threads of its own, io_uring
 //!   TcpQueuePair                                   TcpServer (DataServer)
-//!     post  -> requests --- send ------------------> recv -> Receiver -> Access: tenant, rkey, bounds
+//!     post  -> requests --- sendmsg ---------------> recv -> Connection -> Access: tenant, rkey, bounds
 //!     poll  <- answers  <-- recvmsg, payload ------- sendmsg <- answers  <- the pool itself
 //!              straight into the destination          READ payloads go out of the pool, uncopied
 //! ```
@@ -19,9 +19,8 @@
 //!
 //! - `frames`: pure: which bytes come next, in either direction
 //! - `message`: the scatter list of one send or receive
-//! - `ring`: an io_uring bound to the thread that uses it
 //! - `transport`, `queue_pair`: the compute side
-//! - `server`: the memory node's side
+//! - `server`: the memory node's side; `ring`: the io_uring that each of its threads is driven by
 //! - `window`: pure: the requests of a queue pair that have not been given back
 //! - `socket`: options of a socket, and what its errors mean
 

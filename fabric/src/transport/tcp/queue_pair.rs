@@ -1,25 +1,29 @@
 //! The compute side's end of a connection: a window of work requests, driven by its owner's thread.
 //!
 //! ```text
-//!   post --> window --> one send  ---\                    at most one send and one receive are with
-//!                       one receive --> ring --> kernel    the kernel at a time, plus a watch for
-//!   poll <-- window <-- completions -/                     hang-ups and, while armed, a timer
+//!   post --> window --- sendmsg: all that is unsent, in one call ---------> socket
+//!   poll <-- window <-- recvmsg: all that is expected, payloads in place -- socket
+//!                                  readiness: epoll { socket, timer }
 //! ```
 //!
-//! `post` hands the send and the receive of its answer to the kernel in one system call. A spinning
-//! `poll` reads memory only, until the kernel says that there is something to run. Nothing blocks but
-//! `wait`. The queue pair is bound to the thread that first uses it; used from another one later, it
-//! moves there with what is in flight, and its readiness descriptor is then another one.
+//! Plain non-blocking calls, each for as many requests as there are: with one socket and one thread
+//! an io_uring has nothing to batch, and was a little slower when it was tried (`examples/
+//! tcp_against_sockets.rs` compares with bare sockets). So nothing is ever left with the kernel: when a
+//! call returns, no memory of a request is touched until the next one, and a queue pair may go from
+//! thread to thread. Nothing blocks but `wait`.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use io_uring::{cqueue, opcode, types};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::message::Direction;
-use super::ring::{Bound, Ring, RingError};
+use super::message::Message;
 use super::socket;
 use super::window::Window;
 use crate::transport::registry::RegistryView;
@@ -28,45 +32,27 @@ use crate::transport::{
 };
 use crate::units::Epoch;
 
-/// One send, one receive, one watch, one timer, with room to spare.
-const RING_ENTRIES: u32 = 8;
-/// How often one call goes back to the kernel for more before it hands out what it has.
+/// How often one call goes back to the socket for more before it hands out what it has.
 const MAX_TURNS: usize = 8;
-/// How long an operation on a socket that was shut may stay with the kernel. It takes microseconds.
-const QUIESCE_STEP: Duration = Duration::from_millis(100);
-const QUIESCE_STEPS: usize = 50;
-/// The kernel takes no longer waits; a longer one is taken in pieces.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-
-const SEND: u64 = 1;
-const RECEIVE: u64 = 2;
-const WATCH: u64 = 3;
-const TIMER: u64 = 4;
-
-/// The ring of a queue pair, before there is one.
-pub(super) fn new_ring() -> Result<Ring, RingError> {
-    Ring::new(RING_ENTRIES, 4 * RING_ENTRIES)
-}
+/// How often an idle queue pair that is polled looks whether its peer is still there.
+const IDLE_LOOK: Duration = Duration::from_millis(10);
 
 /// A queue pair over one TCP connection. See [`QueuePair`].
 pub struct TcpQueuePair {
-    // First, so that it is closed before what its entries point to is freed.
-    ring: Ring,
     stream: TcpStream,
     window: Window,
     view: RegistryView,
-    send: Direction,
-    receive: Direction,
-    /// A poll for hang-ups is with the kernel, or has answered.
-    watched: bool,
-    hung_up: bool,
+    message: Message,
     /// The peer takes nothing any more; what it said before is still to be read.
     deaf: Option<ErrorKind>,
-    /// The last receive left bytes in the socket.
-    more: bool,
-    timer: bool,
-    timer_span: Box<types::Timespec>,
-    /// When a byte last moved while answers were outstanding, by the coarse clock.
+    /// The socket took less than there was to send.
+    clogged: bool,
+    /// Somebody waited: look at the socket even if nothing is expected.
+    look: bool,
+    readiness: Readiness,
+    /// How long a blocking receive waits, as the socket was last told.
+    receive_timeout: Duration,
+    /// When a byte last moved, or an idle socket was last looked at, by the coarse clock.
     progress: Duration,
     response_timeout: Duration,
 }
@@ -77,173 +63,166 @@ fn coarse_now() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from)
 }
 
+/// The descriptor that a waiter takes, and what it is told to look at.
+struct Readiness {
+    epoll: Epoll,
+    timer: TimerFd,
+    /// When the timer rings, by the coarse clock.
+    rings_at: Option<Duration>,
+    wants_to_send: bool,
+}
+
+const OF_SOCKET: u64 = 0;
+const OF_TIMER: u64 = 1;
+
+impl Readiness {
+    fn new(stream: &TcpStream) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        let listens = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        epoll.add(stream, EpollEvent::new(listens, OF_SOCKET))?;
+        epoll.add(&timer, EpollEvent::new(EpollFlags::EPOLLIN, OF_TIMER))?;
+        Ok(Self {
+            epoll,
+            timer,
+            rings_at: None,
+            wants_to_send: false,
+        })
+    }
+
+    /// Also ready when the socket takes more, or no longer.
+    fn want_to_send(&mut self, stream: &TcpStream, wants: bool) -> io::Result<()> {
+        if wants != self.wants_to_send {
+            let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+            events.set(EpollFlags::EPOLLOUT, wants);
+            self.epoll
+                .modify(stream, &mut EpollEvent::new(events, OF_SOCKET))?;
+            self.wants_to_send = wants;
+        }
+        Ok(())
+    }
+
+    /// Ready at the latest when `patience` from `now` is over. The timer is left alone while it rings
+    /// early enough: a waiter is woken in vain once in a while, and not one call a wait is spent on it.
+    fn ring_within(&mut self, now: Duration, patience: Duration) -> io::Result<()> {
+        match self.rings_at {
+            Some(at) if at > now && at <= now + patience => return Ok(()),
+            _ => {}
+        }
+        // Never zero: that would stop the timer. Setting it also forgets that it rang.
+        let patience = patience.max(Duration::from_millis(1));
+        self.timer.set(
+            Expiration::OneShot(patience.into()),
+            TimerSetTimeFlags::empty(),
+        )?;
+        self.rings_at = Some(now + patience);
+        Ok(())
+    }
+
+    /// A timer that rang is not to wake anybody again.
+    fn hush(&mut self, now: Duration) -> io::Result<()> {
+        if self.rings_at.is_some_and(|at| at <= now) {
+            self.timer.unset()?;
+            self.rings_at = None;
+        }
+        Ok(())
+    }
+}
+
 impl TcpQueuePair {
     pub(super) fn new(
         stream: TcpStream,
         peer: SocketAddr,
         epoch: Epoch,
-        ring: Ring,
         view: RegistryView,
         config: &QueuePairConfig,
-    ) -> Self {
-        Self {
-            ring,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            readiness: Readiness::new(&stream)?,
             stream,
             window: Window::new(peer, epoch, config.depth as usize),
             view,
-            send: Direction::new(),
-            receive: Direction::new(),
-            watched: false,
-            hung_up: false,
+            message: Message::new(),
             deaf: None,
-            more: false,
-            timer: false,
-            timer_span: Box::default(),
-            progress: Duration::ZERO,
+            clogged: false,
+            look: false,
+            receive_timeout: Duration::ZERO,
+            progress: coarse_now(),
             response_timeout: Duration::from_millis(config.response_timeout_ms.max(1).into()),
-        }
+        })
     }
 
-    /// Makes the ring usable on this thread. False if the queue pair is broken.
-    fn bind(&mut self) -> bool {
-        if self.window.broken().is_some() {
-            return false;
-        }
-        let mut left = Vec::new();
-        match self.ring.bind(|entry| left.push(entry.clone())) {
-            Ok(Bound::Already) => {}
-            Ok(Bound::Anew) => {
-                let failed = left.iter().find_map(|entry| self.absorb(entry).err());
-                self.send.pending = false;
-                self.receive.pending = false;
-                self.watched = false;
-                self.timer = false;
-                if let Some(kind) = failed {
-                    self.fail(kind);
-                }
-            }
-            Err(_) => self.fail(ErrorKind::LocalDevice),
-        }
-        self.window.broken().is_none()
-    }
-
-    /// Queues what the kernel could do next.
-    fn prepare(&mut self) -> io::Result<()> {
-        let target = socket::target(&self.stream);
-        if !self.watched {
-            let events = libc::POLLRDHUP | libc::POLLERR | libc::POLLHUP;
-            let watch = opcode::PollAdd::new(target, events as u32).build();
-            // SAFETY: a poll points to nothing.
-            unsafe { self.ring.push(&watch.user_data(WATCH)) }?;
-            self.watched = true;
-        }
-        if !self.send.pending && self.deaf.is_none() && self.window.has_unsent() {
-            self.window.fill_send(&mut self.send.message);
-            let entry = self.send.send(target);
-            // SAFETY: the message is boxed and not touched until its completion; headers are kept in
-            // the window and payloads in registered memory, both of which outlive the ring.
-            unsafe { self.ring.push(&entry.user_data(SEND)) }?;
-            self.send.pending = true;
-        }
-        if !self.receive.pending && (self.window.is_waiting() || self.hung_up) {
-            self.window.fill_receive(&mut self.receive.message);
-            let entry = self.receive.receive(target, !self.more && !self.hung_up);
-            // SAFETY: as above; destinations belong to this request until it completes.
-            unsafe { self.ring.push(&entry.user_data(RECEIVE)) }?;
-            self.receive.pending = true;
-        }
-        Ok(())
-    }
-
-    /// Lets the kernel do what can be done without waiting, and takes in what came of it.
-    fn drive(&mut self) {
+    /// Sends what is unsent, as far as the socket takes it.
+    fn send(&mut self) {
+        self.clogged = false;
         for _ in 0..MAX_TURNS {
-            if self.window.broken().is_some() {
+            if !self.window.has_unsent() || self.deaf.is_some() {
                 return;
             }
-            let mut submitted = self.prepare();
-            if submitted.is_ok() && (self.ring.has_unsubmitted() || self.ring.work_is_deferred()) {
-                submitted = self.ring.submit();
+            self.window.fill_send(&mut self.message);
+            match self.message.send(&self.stream) {
+                Ok(sent) => {
+                    self.progress = coarse_now();
+                    self.window.sent(sent);
+                }
+                Err(libc::EINTR) => {}
+                Err(libc::EAGAIN) => break,
+                // Why, may stand in what the peer sent before.
+                Err(errno) => self.deaf = Some(socket::kind_of(errno)),
             }
-            if submitted.is_err() {
-                return self.fail(ErrorKind::LocalDevice);
-            }
-            let mut news = false;
-            while let Some(entry) = self.ring.next() {
-                news = true;
-                if let Err(kind) = self.absorb(&entry) {
-                    return self.fail(kind);
+        }
+        self.clogged = self.window.has_unsent() && self.deaf.is_none();
+    }
+
+    /// Receives what is there; where nothing is, and `block` is set, waits for it as long as the socket
+    /// was told.
+    fn receive(&mut self, mut block: bool) {
+        for _ in 0..MAX_TURNS {
+            let asked = self.window.fill_receive(&mut self.message);
+            let flags = if block { 0 } else { libc::MSG_DONTWAIT };
+            match self.message.receive(&self.stream, flags) {
+                Ok(0) => return self.fail(self.deaf.unwrap_or(ErrorKind::PeerDisconnected)),
+                Ok(received) => {
+                    self.progress = coarse_now();
+                    if let Err(kind) = self.window.received(received) {
+                        return self.fail(kind);
+                    }
+                    // Less than asked for: the socket is empty. Nothing more expected: so it should be.
+                    if received < asked || !self.window.is_waiting() {
+                        return;
+                    }
+                }
+                Err(libc::EINTR) => {}
+                Err(libc::EAGAIN) => return self.check_deadline(),
+                Err(errno) => {
+                    return self.fail(self.deaf.unwrap_or_else(|| socket::kind_of(errno)));
                 }
             }
-            if !news {
-                return;
-            }
+            block = false;
         }
     }
 
-    /// Takes in one completion of the ring.
-    fn absorb(&mut self, entry: &cqueue::Entry) -> Result<(), ErrorKind> {
-        let result = entry.result();
-        match entry.user_data() {
-            SEND => {
-                self.send.pending = false;
-                if result >= 0 {
-                    self.progress = coarse_now();
-                    self.window.sent(result as usize);
-                } else if !socket::is_passing(-result) {
-                    self.deaf = Some(socket::kind_of(-result));
-                    // Why, may stand in what it sent before.
-                    self.hung_up = true;
-                }
-            }
-            RECEIVE => {
-                self.receive.pending = false;
-                if result > 0 {
-                    self.progress = coarse_now();
-                    self.more = cqueue::sock_nonempty(entry.flags());
-                    return self.window.received(result as usize);
-                }
-                if result == 0 {
-                    return Err(self.deaf.unwrap_or(ErrorKind::PeerDisconnected));
-                }
-                if !socket::is_passing(-result) {
-                    return Err(self.deaf.unwrap_or_else(|| socket::kind_of(-result)));
-                }
-            }
-            WATCH => self.hung_up = true,
-            TIMER => self.timer = false,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Breaks the queue pair. When this returns, the kernel touches no memory of a request any more.
-    fn fail(&mut self, kind: ErrorKind) {
-        self.window.break_with(kind);
-        self.quiesce();
-    }
-
-    fn quiesce(&mut self) {
-        socket::shut(&self.stream);
-        if !self.ring.is_bound_here() {
+    /// Moves what can be moved now.
+    fn drive(&mut self) {
+        if self.window.broken().is_some() {
             return;
         }
-        // A shut socket completes what is pending on it at once.
-        for _ in 0..QUIESCE_STEPS {
-            if !self.send.pending && !self.receive.pending {
-                return;
-            }
-            if self.ring.submit_and_wait(Some(QUIESCE_STEP)).is_err() {
-                return;
-            }
-            while let Some(entry) = self.ring.next() {
-                match entry.user_data() {
-                    SEND => self.send.pending = false,
-                    RECEIVE => self.receive.pending = false,
-                    _ => {}
-                }
-            }
+        if self.clogged {
+            self.send();
         }
+        if self.window.is_waiting() {
+            self.receive(false);
+        } else if self.look || coarse_now().saturating_sub(self.progress) >= IDLE_LOOK {
+            self.look = false;
+            self.progress = coarse_now();
+            self.receive(false);
+        }
+    }
+
+    fn fail(&mut self, kind: ErrorKind) {
+        self.window.break_with(kind);
+        socket::shut(&self.stream);
     }
 
     /// How long the peer may go on being silent; `None` if nothing is expected of it.
@@ -255,13 +234,60 @@ impl TcpQueuePair {
     }
 
     fn check_deadline(&mut self) {
-        if self.window.broken().is_none() && self.patience() == Some(Duration::ZERO) {
+        if self.patience() == Some(Duration::ZERO) {
             self.fail(ErrorKind::PeerUnreachable);
         }
     }
 
-    fn has_news_for_owner(&self) -> bool {
+    fn has_news(&self) -> bool {
         self.window.has_reportable() || self.window.broken().is_some()
+    }
+
+    /// Sets up the readiness descriptor for what is to come.
+    fn set_readiness(&mut self) -> io::Result<()> {
+        let now = coarse_now();
+        self.readiness.want_to_send(&self.stream, self.clogged)?;
+        self.readiness.hush(now)?;
+        match self.patience() {
+            Some(patience) => self.readiness.ring_within(now, patience),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits in the kernel, at most `left`, until something may have happened.
+    fn sleep(&mut self, left: Duration, first: bool) -> io::Result<()> {
+        let left = self.patience().map_or(left, |patience| patience.min(left));
+        if first && !self.clogged && self.window.is_waiting() {
+            // One call that waits and receives; the timeout of the last time will mostly do.
+            let span = left.min(self.response_timeout);
+            if self.receive_timeout > span || self.receive_timeout < span / 2 {
+                let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX).max(1);
+                let timeout = TimeVal::milliseconds(millis);
+                setsockopt(&self.stream, sockopt::ReceiveTimeout, &timeout)?;
+                self.receive_timeout = span;
+            }
+            self.receive(true);
+            return Ok(());
+        }
+        let mut events = PollFlags::POLLIN;
+        events.set(PollFlags::POLLOUT, self.clogged);
+        // Rounded up, or the last millisecond would be spent spinning.
+        let millis = u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.stream.as_fd(), events)], timeout) {
+            Ok(1) => {
+                if self.clogged {
+                    self.send();
+                }
+                self.receive(false);
+                Ok(())
+            }
+            Ok(_) | Err(nix::Error::EINTR) => {
+                self.check_deadline();
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -299,49 +325,42 @@ impl QueuePair for TcpQueuePair {
         for request in chain {
             self.window.push(request);
         }
-        if self.bind() {
-            self.drive();
+        if !self.clogged {
+            self.send();
         }
         Ok(())
     }
 
     fn poll(&mut self, into: &mut Vec<Completion>) -> usize {
-        if !self.window.has_reportable() && self.bind() {
-            if self.ring.has_news() || !self.watched {
-                self.drive();
-            } else {
-                self.check_deadline();
-            }
+        if !self.window.has_reportable() {
+            self.drive();
         }
         self.window.collect(into)
     }
 
     fn arm(&mut self) -> Armed {
-        if self.has_news_for_owner() || !self.bind() {
-            return Armed::Ready;
-        }
-        self.drive();
-        self.check_deadline();
-        if self.has_news_for_owner() {
-            return Armed::Ready;
-        }
-        // The descriptor must also wake its waiter when the peer has been silent for too long.
-        if let Some(patience) = self.patience().filter(|_| !self.timer) {
-            *self.timer_span = types::Timespec::from(patience);
-            let timer = opcode::Timeout::new(&raw const *self.timer_span).build();
-            // SAFETY: the time span is boxed, and read by the kernel while it is submitted.
-            let pushed = unsafe { self.ring.push(&timer.user_data(TIMER)) };
-            if pushed.and_then(|()| self.ring.submit()).is_err() {
-                self.fail(ErrorKind::LocalDevice);
-                return Armed::Ready;
+        if !self.has_news() {
+            self.look = true;
+            // What is in the socket keeps the descriptor readable, so it is not looked at here again:
+            // whoever polled in vain may wait at once.
+            if self.clogged {
+                self.send();
             }
-            self.timer = true;
+            self.check_deadline();
+            if self.window.broken().is_none() && self.set_readiness().is_err() {
+                self.fail(ErrorKind::LocalDevice);
+            }
         }
-        Armed::Waiting
+        if self.has_news() {
+            Armed::Ready
+        } else {
+            Armed::Waiting
+        }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ring.as_fd())
+        // SAFETY: the descriptor is open as long as the epoll lives, and the borrow is of `self`.
+        Some(unsafe { BorrowedFd::borrow_raw(self.readiness.epoll.0.as_raw_fd()) })
     }
 
     fn broken(&self) -> Option<WorkError> {
@@ -349,35 +368,29 @@ impl QueuePair for TcpQueuePair {
     }
 
     fn wait(&mut self, timeout: Duration) -> bool {
+        if self.has_news() {
+            return true;
+        }
         let begun = Instant::now();
-        loop {
-            if self.has_news_for_owner() || !self.bind() {
-                return true;
-            }
-            self.drive();
-            self.check_deadline();
-            if self.has_news_for_owner() {
-                return true;
-            }
-            let left = timeout.saturating_sub(begun.elapsed());
-            if left.is_zero() {
-                return false;
-            }
-            let left = self.patience().map_or(left, |patience| patience.min(left));
-            if self
-                .ring
-                .submit_and_wait(Some(left.min(LONGEST_WAIT)))
-                .is_err()
-            {
+        let mut left = timeout;
+        let mut first = true;
+        while !left.is_zero() {
+            if self.sleep(left, first).is_err() {
                 self.fail(ErrorKind::LocalDevice);
             }
+            if self.has_news() {
+                return true;
+            }
+            first = false;
+            left = timeout.saturating_sub(begun.elapsed());
         }
+        false
     }
 }
 
 impl Drop for TcpQueuePair {
     fn drop(&mut self) {
-        // Nothing in flight may touch memory that its owner takes for free now.
-        self.quiesce();
+        // The kernel holds no memory of a request; the peer is told that nobody reads any more.
+        socket::shut(&self.stream);
     }
 }

@@ -2,12 +2,10 @@
 //!
 //! Completions are run by the owner's own `enter` (deferred task work, Linux 6.1): no interrupt hits
 //! the thread while it does something else, and a spinning owner sees a flag in memory instead of
-//! asking the kernel. Such a ring belongs to one thread. It is made disabled and is bound to the
-//! thread that first uses it, so that a queue pair may be connected here and used there.
+//! asking the kernel. Such a ring belongs to one thread: it is made disabled, so that its failure is
+//! seen where the thread is started, and is bound to the thread that enables it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
@@ -43,7 +41,7 @@ impl From<RingError> for io::Error {
     }
 }
 
-/// Whether this machine has the io_uring that the tcp transport needs; the error says what to do.
+/// Whether this machine has the io_uring that serving over tcp needs; the error says what to do.
 pub fn probe() -> Result<(), RingError> {
     let ring = Ring::new(4, 8)?;
     let mut probe = io_uring::Probe::new();
@@ -56,11 +54,9 @@ pub fn probe() -> Result<(), RingError> {
         opcode::RecvMsg::CODE,
         opcode::Send::CODE,
         opcode::Recv::CODE,
-        opcode::PollAdd::CODE,
-        opcode::Timeout::CODE,
+        opcode::Read::CODE,
         opcode::Accept::CODE,
         opcode::AsyncCancel::CODE,
-        opcode::Read::CODE,
     ];
     if needed.iter().all(|code| probe.is_supported(*code)) {
         Ok(())
@@ -70,31 +66,9 @@ pub fn probe() -> Result<(), RingError> {
     }
 }
 
-/// A number for the calling thread that no other thread ever has.
-fn this_thread() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    thread_local! {
-        static MINE: u64 = NEXT.fetch_add(1, Ordering::Relaxed);
-    }
-    MINE.with(|mine| *mine)
-}
-
-/// A ring and the thread it is bound to.
+/// See the module.
 pub(super) struct Ring {
     uring: IoUring,
-    entries: u32,
-    completions: u32,
-    owner: Option<u64>,
-}
-
-/// What using a ring on this thread took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bound {
-    /// Nothing.
-    Already,
-    /// It was bound for the first time, or replaced because its thread was another: what was
-    /// submitted before is gone, and nothing of it touches memory any more.
-    Anew,
 }
 
 impl Ring {
@@ -108,41 +82,12 @@ impl Ring {
             .setup_cqsize(completions)
             .build(entries)
             .map_err(RingError::of)?;
-        Ok(Self {
-            uring,
-            entries,
-            completions,
-            owner: None,
-        })
+        Ok(Self { uring })
     }
 
-    /// Makes the ring usable on this thread. `before_leaving` sees every completion that an old ring
-    /// still holds.
-    pub(super) fn bind(
-        &mut self,
-        mut before_leaving: impl FnMut(&cqueue::Entry),
-    ) -> io::Result<Bound> {
-        let me = this_thread();
-        match self.owner {
-            Some(owner) if owner == me => return Ok(Bound::Already),
-            // The queue pair came from another thread. A request that is armed in its ring has moved
-            // no byte yet and, as only that thread could run it, never will: closing cancels it.
-            Some(_) => {
-                self.uring
-                    .completion()
-                    .for_each(|entry| before_leaving(&entry));
-                *self = Self::new(self.entries, self.completions)?;
-            }
-            None => {}
-        }
-        self.uring.submitter().register_enable_rings()?;
-        self.owner = Some(me);
-        Ok(Bound::Anew)
-    }
-
-    /// Whether this thread is the one that the ring is bound to.
-    pub(super) fn is_bound_here(&self) -> bool {
-        self.owner == Some(this_thread())
+    /// Binds the ring to this thread. Once, before anything is submitted.
+    pub(super) fn enable(&self) -> io::Result<()> {
+        self.uring.submitter().register_enable_rings()
     }
 
     /// Whether completions are there, or work that becomes completions with the next [`Self::submit`].
@@ -154,11 +99,6 @@ impl Ring {
     pub(super) fn work_is_deferred(&mut self) -> bool {
         let queue = self.uring.submission();
         queue.taskrun() || queue.cq_overflow()
-    }
-
-    /// Whether there are entries that the kernel has not seen.
-    pub(super) fn has_unsubmitted(&mut self) -> bool {
-        !self.uring.submission().is_empty()
     }
 
     /// Queues an entry, submitting what is queued already if there is no room.
@@ -217,11 +157,4 @@ fn is_passing(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY)
     )
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring keeps its descriptor open as long as it lives, and the borrow is of `self`.
-        unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) }
-    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::queue_pair::TcpQueuePair;
-use super::ring::{self, RingError};
+use super::ring::RingError;
 use super::socket;
 use crate::transport::registry::{Registry, RegistryView};
 use crate::transport::{
@@ -21,19 +21,17 @@ use crate::transport::{
 use crate::units::Epoch;
 use crate::wire::data::{DATA_VERSION, FRAME_BYTES, Frame, FrameKind, MalformedFrame, Status};
 
-/// The tcp transport's compute side. Needs io_uring; [`Self::new`] says so where there is none.
-#[derive(Debug)]
+/// The tcp transport's compute side.
+#[derive(Debug, Default)]
 pub struct TcpTransport {
     registry: Arc<Registry>,
 }
 
 impl TcpTransport {
-    /// Probes the machine's io_uring.
+    /// With nothing registered yet. The compute side uses plain sockets, so nothing is missing on any
+    /// machine; the result is there as it is with the other providers, which may lack a device.
     pub fn new() -> Result<Self, RingError> {
-        ring::probe()?;
-        Ok(Self {
-            registry: Arc::default(),
-        })
+        Ok(Self::default())
     }
 }
 
@@ -115,7 +113,6 @@ impl Transport for TcpTransport {
         if config.depth == 0 || config.depth > MAX_QUEUE_DEPTH {
             return Err(local(io::Error::from(io::ErrorKind::InvalidInput)));
         }
-        let ring = super::queue_pair::new_ring().map_err(|error| local(error.into()))?;
         let timeout = Duration::from_millis(config.connect_timeout_ms.max(1).into());
         let deadline = Instant::now() + timeout;
         let stream = TcpStream::connect_timeout(&peer, timeout).map_err(unreachable)?;
@@ -130,8 +127,7 @@ impl Transport for TcpTransport {
             HandshakeError::Io(source) => unreachable(source),
         })?;
         let view = RegistryView::new(Arc::clone(&self.registry));
-        Ok(Box::new(TcpQueuePair::new(
-            stream, peer, epoch, ring, view, config,
-        )))
+        let pair = TcpQueuePair::new(stream, peer, epoch, view, config).map_err(local)?;
+        Ok(Box::new(pair))
     }
 }

@@ -155,9 +155,10 @@ impl Window {
         self.requests.fill(message, SEND_BYTES);
     }
 
-    /// Where the next bytes belong that come in.
-    pub(super) fn fill_receive(&mut self, message: &mut Message) {
+    /// Where the next bytes belong that come in, and how many they may be.
+    pub(super) fn fill_receive(&mut self, message: &mut Message) -> usize {
         self.answers.fill(message, RECEIVE_BYTES);
+        message.bytes()
     }
 
     /// `bytes` were sent.

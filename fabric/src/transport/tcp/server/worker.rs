@@ -161,7 +161,7 @@ impl Worker {
     }
 
     fn serve(&mut self) -> io::Result<()> {
-        self.ring.bind(|_| {})?;
+        self.ring.enable()?;
         self.listen_for_orders()?;
         loop {
             self.open_door()?;
@@ -169,7 +169,7 @@ impl Worker {
             while let Some(entry) = self.ring.next() {
                 self.take(&entry)?;
             }
-            if self.ticked.elapsed() >= TICK {
+            if (self.timed || self.finish_by.is_some()) && self.ticked.elapsed() >= TICK {
                 self.tick()?;
             }
             if self.finish_by.is_some() && self.connections.iter().all(Option::is_none) {
