@@ -53,6 +53,8 @@ pub(crate) struct Evictor {
     poll_fds: Vec<libc::pollfd>,
     /// Nobody could be chosen last time.
     nobody: bool,
+    /// The node that refused a page last.
+    lost_node: Option<u16>,
 }
 
 /// What an evictor is made of.
@@ -93,6 +95,7 @@ impl Evictor {
             done: Vec::with_capacity(1024),
             poll_fds: Vec::with_capacity(64),
             nobody: false,
+            lost_node: None,
         }
     }
 
@@ -320,7 +323,8 @@ impl Evictor {
                 Ok(()) => self.batches[at]
                     .batch
                     .written(&self.shared.pages, slot, pages),
-                Err(PageError::Lost { .. }) => {
+                Err(PageError::Lost { node }) => {
+                    self.lost_node = Some(node);
                     self.batches[at]
                         .batch
                         .write_failed(&self.shared.pages, slot, pages);
@@ -336,7 +340,7 @@ impl Evictor {
     fn bring_home(&mut self, at: usize, slot: usize) {
         let homeless = self.shared.homeless.load(Ordering::SeqCst);
         if homeless >= self.shared.pages.credits.budget() / 2 {
-            return self.lose(at, slot, None);
+            return self.lose(at, slot, self.lost_node);
         }
         let shared = Arc::clone(&self.shared);
         let Working { batch, block } = &mut self.batches[at];

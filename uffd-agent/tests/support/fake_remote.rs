@@ -69,6 +69,12 @@ impl FakeRemote {
         self.store.dead.fetch_or(1 << node, Ordering::SeqCst);
     }
 
+    /// What the memory node holds of a page.
+    pub fn read(&self, page: u32, offset: usize, into: &mut [u8]) {
+        let at = page as usize * PAGE_BYTES + offset;
+        self.store.memory.copy_out(at, into).expect("inside");
+    }
+
     pub fn node_of(&self, page: u32) -> u32 {
         page / STRIPE % self.store.nodes
     }

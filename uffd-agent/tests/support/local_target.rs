@@ -10,14 +10,14 @@ use mycoram_agent::{
     HeldDescriptors, Owner, ParkingPipe, Region, RegionConfig, RegionEvent, Target,
 };
 use mycoram_fabric::pages::RemoteRegion;
-use mycoram_fabric::transport::Mapping;
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, RegionId};
 
 /// Keeps the descriptors that a target process would keep.
 pub struct LocalTarget {
-    pub mapping: Mapping,
-    pub memory: OwnedFd,
+    /// First: unmapping would wait for an agent to read of it, while this is open.
     pub uffd: OwnedFd,
+    pub mapping: View,
+    pub memory: OwnedFd,
     pipes: Vec<(OwnedFd, OwnedFd)>,
     pub pages: u32,
 }
@@ -27,7 +27,7 @@ impl LocalTarget {
         let bytes = ByteCount::new(u64::from(pages) * PAGE_BYTES as u64);
         let file = MemoryFile::create(c"mycoram-test", bytes).expect("a memfd");
         let memory = file.as_fd().try_clone_to_owned().expect("a descriptor");
-        let mapping = shared_lazy(&memory, bytes.as_usize());
+        let mapping = View::of(&memory, bytes.as_usize());
         let uffd = Userfault::new_in_this_process()
             .expect("a userfaultfd: root, or vm.unprivileged_userfaultfd=1")
             .try_clone_fd()
@@ -121,6 +121,25 @@ impl LocalTarget {
         assert_eq!(self.word(page, 100).load(Ordering::Relaxed), 0);
     }
 
+    /// Moves the whole mapping somewhere else.
+    pub fn move_mapping(&mut self) {
+        let bytes = self.mapping.bytes;
+        let free = View::of(&self.memory, bytes);
+        // SAFETY: `free` is a mapping of our own that nobody uses; it is replaced by the moved one.
+        let moved = unsafe {
+            libc::mremap(
+                self.mapping.start.cast(),
+                bytes,
+                bytes,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                free.start,
+            )
+        };
+        assert_eq!(moved, free.start.cast());
+        self.mapping.start = free.start;
+        std::mem::forget(free);
+    }
+
     /// Resident bytes as the kernel counts them.
     pub fn resident_bytes(&self) -> u64 {
         let stat = nix::sys::stat::fstat(&self.memory).expect("fstat");
@@ -132,9 +151,47 @@ pub fn pattern(page: u32, value: u64, at: usize) -> u64 {
     (u64::from(page) << 32 | at as u64) ^ value.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-/// As [`Mapping::shared`]: nothing is touched, so nothing is populated.
-fn shared_lazy(memory: &OwnedFd, bytes: usize) -> Mapping {
-    Mapping::shared(memory, bytes).expect("a mapping")
+/// A mapping of the target's file that may be moved.
+pub struct View {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: an address range, reached by atomics only.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
+
+impl View {
+    fn of(memory: &OwnedFd, bytes: usize) -> Self {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                memory.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        Self {
+            start: start.cast(),
+            bytes,
+        }
+    }
+
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // SAFETY: what `of` mapped, or what it was moved to; nobody uses it any more.
+        unsafe { libc::munmap(self.start.cast(), self.bytes) };
+    }
 }
 
 pub fn config(name: &str, dir: &Path, budget_pages: u64) -> RegionConfig {

@@ -4,6 +4,8 @@
 
 pub mod fake_remote;
 pub mod local_target;
+pub mod losses;
+pub mod sigbus;
 
 /// A seeded generator: the failing seed is all that is needed to run a test again.
 #[derive(Clone)]

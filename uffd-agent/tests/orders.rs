@@ -1,0 +1,248 @@
+//! What the owner can ask of a region: flush, budget, advice, remapping, bringing everything home.
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mycoram_agent::{Advice, RegionError, RegionStats};
+use mycoram_fabric::units::ByteCount;
+use support::Dice;
+use support::fake_remote::FakeRemote;
+use support::local_target::{LocalTarget, attach, config, pattern};
+
+const PAGES: u32 = 1024;
+
+#[test]
+fn what_was_written_before_a_flush_is_remote_after_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let remote = FakeRemote::new(PAGES, 1);
+    let region = attach(&target, remote.clone(), config("flush", dir.path(), 256));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Somebody goes on writing elsewhere in the same pages.
+        scope.spawn(|| {
+            let mut dice = Dice::new(5);
+            while !stop.load(Ordering::Relaxed) {
+                let page = dice.below(u64::from(PAGES)) as u32;
+                target.word(page, 77).fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for value in 1..6 {
+            for page in 0..PAGES {
+                target
+                    .word(page, 1)
+                    .store(pattern(page, value, 1), Ordering::Relaxed);
+            }
+            region.flush().expect("flushed");
+            let mut bytes = [0; 8];
+            for page in 0..PAGES {
+                remote.read(page, 8, &mut bytes);
+                assert_eq!(
+                    u64::from_le_bytes(bytes),
+                    pattern(page, value, 1),
+                    "page {page}"
+                );
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    for page in 0..PAGES {
+        assert_eq!(
+            target.word(page, 1).load(Ordering::Relaxed),
+            pattern(page, 5, 1)
+        );
+    }
+    region.end();
+    assert!(remote.store.released.load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_smaller_budget_is_reached_and_a_larger_one_used() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let region = attach(
+        &target,
+        FakeRemote::new(PAGES, 1),
+        config("budget", dir.path(), 900),
+    );
+    for page in 0..PAGES {
+        target.fill(page, 1);
+    }
+    assert!(target.resident_bytes() > 600 * 4096);
+    region.set_budget(ByteCount::new(128 * 4096)).expect("set");
+    let since = Instant::now();
+    while target.resident_bytes() > 128 * 4096 {
+        assert!(
+            since.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            region.stats()
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(region.set_budget(ByteCount::new(4096)).is_err());
+    region.set_budget(ByteCount::new(2048 * 4096)).expect("set");
+    for page in 0..PAGES {
+        target.check(page, 1);
+    }
+    assert_eq!(target.resident_bytes(), u64::from(PAGES) * 4096);
+    region.end();
+}
+
+#[test]
+fn advice_brings_pages_in_and_lets_them_go_first() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let region = attach(
+        &target,
+        FakeRemote::new(PAGES, 1),
+        config("advice", dir.path(), 512),
+    );
+    for page in 0..PAGES {
+        target.fill(page, 1);
+    }
+    region.advise(0..200, Advice::WillNeed).expect("advised");
+    let since = Instant::now();
+    while region.stats().prefetch_issued < 20 {
+        assert!(
+            since.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            region.stats()
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    region.advise(0..PAGES, Advice::DontNeed).expect("advised");
+    for page in 0..PAGES {
+        target.check(page, 1);
+    }
+    assert!(matches!(
+        region.advise(0..PAGES + 1, Advice::Random),
+        Err(RegionError::OutOfRange { .. })
+    ));
+    region.end();
+}
+
+#[test]
+fn a_detached_region_is_ordinary_memory() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let remote = FakeRemote::new(PAGES, 1);
+    let region = attach(&target, remote.clone(), config("detach", dir.path(), 128));
+    for page in 0..PAGES - 100 {
+        target.fill(page, 1);
+    }
+    region.detach().expect("detached");
+    assert!(region.is_over());
+    drop(region);
+    remote.kill_node(0);
+    for page in 0..PAGES - 100 {
+        target.check(page, 1);
+    }
+    assert_eq!(target.word(PAGES - 1, 0).load(Ordering::Relaxed), 0);
+    assert_eq!(
+        std::fs::read_dir(dir.path()).expect("a directory").count(),
+        0
+    );
+}
+
+#[test]
+fn figures_can_be_read_by_others() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let config = config("figures", dir.path(), 128);
+    let path = RegionStats::path(dir.path(), &config.name);
+    let region = attach(&target, FakeRemote::new(PAGES, 1), config);
+    for page in 0..PAGES {
+        target.fill(page, 1);
+    }
+    let since = Instant::now();
+    let stats = loop {
+        let read = RegionStats::read(&path);
+        if let Ok(stats) = read
+            && stats.faults > 0
+            && stats.fault_p50_us > 0.0
+        {
+            break stats;
+        }
+        assert!(since.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(
+        (stats.name.as_str(), stats.pages),
+        ("figures", u64::from(PAGES))
+    );
+    assert_eq!(stats.peak_resident.max(128), 128);
+    region.end();
+    assert!(RegionStats::read(&path).is_err());
+}
+
+/// The whole mapping is moved, as a program may do with mremap.
+#[test]
+fn a_moved_mapping_goes_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut target = LocalTarget::new(PAGES);
+    let region = attach(
+        &target,
+        FakeRemote::new(PAGES, 1),
+        config("move", dir.path(), 128),
+    );
+    for page in 0..PAGES {
+        target.fill(page, 1);
+    }
+    target.move_mapping();
+    for page in 0..PAGES {
+        target.check(page, 1);
+        target.fill(page, 2);
+    }
+    for page in 0..PAGES {
+        target.check(page, 2);
+    }
+    region.end();
+}
+
+#[test]
+fn an_idle_region_uses_next_to_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let region = attach(
+        &target,
+        FakeRemote::new(PAGES, 1),
+        config("idle", dir.path(), 128),
+    );
+    for page in 0..PAGES {
+        target.fill(page, 1);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let before = cpu_of_agent_threads();
+    let since = Instant::now();
+    std::thread::sleep(Duration::from_secs(2));
+    let share = (cpu_of_agent_threads() - before).as_secs_f64() / since.elapsed().as_secs_f64();
+    eprintln!("idle share of a core: {share:.4}");
+    // The kernel counts in ticks of 10 ms here; a spinning thread would take hundreds.
+    assert!(share < 0.05, "{share}");
+    region.end();
+}
+
+/// CPU time of this process's threads that are an agent's.
+fn cpu_of_agent_threads() -> Duration {
+    let mut ticks = 0_u64;
+    for task in std::fs::read_dir("/proc/self/task")
+        .expect("proc")
+        .flatten()
+    {
+        let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else {
+            continue;
+        };
+        if !stat.contains("(myco-") {
+            continue;
+        }
+        let Some((_, rest)) = stat.rsplit_once(')') else {
+            continue;
+        };
+        let numbers: Vec<&str> = rest.split_whitespace().collect();
+        ticks +=
+            numbers[11].parse::<u64>().expect("ticks") + numbers[12].parse::<u64>().expect("ticks");
+    }
+    Duration::from_millis(ticks * 10)
+}
