@@ -14,7 +14,7 @@ use crate::machine::Accelerator;
 use crate::topology::{Topology, TopologyError};
 
 /// A median boot takes 6 s under emulation; a busy machine gets ten times that and more.
-const BOOT_LIMIT: Duration = Duration::from_secs(100);
+const DEFAULT_BOOT_LIMIT: Duration = Duration::from_secs(100);
 /// One boot in twenty is slow or stuck; two in a row are a finding.
 const BOOT_ATTEMPTS: u32 = 2;
 
@@ -51,6 +51,8 @@ pub struct Options {
     pub vcpus: u8,
     /// Guest's memory in MiB. Default 3072; the throw-away layer over the root lives in half of it.
     pub memory_mib: u32,
+    /// How long a boot, with its devices, may take before it counts as stuck. Default 100 s.
+    pub boot_limit: Duration,
     /// State of the test bed: kernels, logs, runs. Default `target/testbed` of the checkout.
     pub state_dir: PathBuf,
     /// Directory that comes back from the guest. Default `state_dir/out`.
@@ -69,6 +71,7 @@ impl Options {
             topology: Topology::Pair,
             vcpus: 1,
             memory_mib: 3072,
+            boot_limit: DEFAULT_BOOT_LIMIT,
             state_dir,
             out_dir,
             inside_arguments,
@@ -140,7 +143,7 @@ impl Testbed {
             let console = vessel.console_log.clone();
             // `greet` drops the vessel of a guest that did not come up, and its files with it: hold the log open.
             let emulator_log = fs::File::open(vessel.run_dir.join("qemu.log")).ok();
-            match Booted::greet(vessel, options.topology, BOOT_LIMIT) {
+            match Booted::greet(vessel, options.topology, options.boot_limit) {
                 Ok(booted) => break booted,
                 Err(NotUp::Stuck(diagnosis)) if attempt < BOOT_ATTEMPTS => {
                     eprintln!("testbed: boot stuck ({diagnosis}); trying once more")
@@ -154,7 +157,7 @@ impl Testbed {
                 }
                 Err(NotUp::Stuck(diagnosis)) => {
                     return Err(BootError::Stuck {
-                        limit_s: BOOT_LIMIT.as_secs(),
+                        limit_s: options.boot_limit.as_secs(),
                         diagnosis,
                         console,
                     });

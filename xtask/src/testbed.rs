@@ -37,6 +37,9 @@ pub(crate) struct Arguments {
     /// Where to run: auto, host or guest.
     #[arg(long, default_value = "auto")]
     inside: Wanted,
+    /// Give a boot up after this many seconds; it is tried twice.
+    #[arg(long, value_name = "SECS", default_value_t = 100)]
+    boot_timeout: u64,
     /// End the command (and the guest) after this many seconds.
     #[arg(long, value_name = "SECS", default_value_t = 1800)]
     timeout: u64,
@@ -61,6 +64,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
     options.topology = arguments.topology;
     options.vcpus = arguments.smp;
     options.memory_mib = arguments.memory;
+    options.boot_limit = Duration::from_secs(arguments.boot_timeout);
     match run_in(
         options,
         arguments.command,

@@ -2,6 +2,7 @@
 //! nothing is left running. Each case boots a guest of its own; a busy machine takes turns.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
@@ -112,6 +113,97 @@ fn what_a_kernel_cannot_do_is_refused_before_it_boots() {
     assert_eq!(output.status.code(), Some(125));
     assert!(
         said(&output).contains("needs rxe inside namespaces, which kernel 6.1 lacks"),
+        "{}",
+        said(&output)
+    );
+}
+
+/// A directory with a program in place of the emulator, to put in front of `PATH`.
+struct FakeEmulator(PathBuf);
+
+impl FakeEmulator {
+    fn new(name: &str, script: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("mycoram-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let program = dir.join("qemu-system-x86_64");
+        fs::write(&program, format!("#!/bin/bash\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self) -> String {
+        format!("{}:{}", self.0.display(), std::env::var("PATH").unwrap())
+    }
+}
+
+impl Drop for FakeEmulator {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_boot_that_gets_stuck_is_tried_once_more_and_then_told() {
+    let fake = FakeEmulator::new("stuck", "exec sleep 1000");
+    let output = command(&["--boot-timeout", "1"], &["true"])
+        .env("PATH", fake.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert_eq!(
+        said(&output).matches("trying once more").count(),
+        1,
+        "{}",
+        said(&output)
+    );
+    assert!(
+        said(&output).contains("boot stuck for 1 s"),
+        "{}",
+        said(&output)
+    );
+}
+
+#[test]
+fn an_emulator_that_refuses_is_quoted_and_not_retried() {
+    let fake = FakeEmulator::new("refusing", "echo 'no such machine' >&2; exit 3");
+    let output = command(&[], &["true"])
+        .env("PATH", fake.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let said = said(&output);
+    assert!(
+        said.contains("exit code 3")
+            && said.contains("no such machine")
+            && !said.contains("once more"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_known_crash_of_emulated_kernels_costs_a_second_boot() {
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let script = r#"
+        if mkdir "$(dirname "$0")/tried" 2>/dev/null; then
+            for word in "$@"; do case "$word" in file,id=console,path=*) echo '[ 1.0] Oops: int3: 0000 [#1] SMP' >"${word#*path=}";; esac; done
+            exit 0
+        fi
+        PATH="${PATH#*:}" exec qemu-system-x86_64 "$@""#;
+    let fake = FakeEmulator::new("crashing", script);
+    let output = command(&[], &["echo", "second"])
+        .env("PATH", fake.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "second\n",
+        "{}",
+        said(&output)
+    );
+    assert!(
+        said(&output).contains("a known fault of emulation; booting once more"),
         "{}",
         said(&output)
     );
