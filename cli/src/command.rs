@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::{completions, exit_codes, man, node, version, vm};
+use crate::{agent, completions, exit_codes, man, node, version, vm};
 
 /// What a subcommand comes to: an exit code of its own choice (mostly success), or a failure.
 pub(crate) type Outcome = Result<ExitCode, Failure>;
@@ -28,6 +28,8 @@ pub(crate) struct Cli {
 pub(crate) enum Noun {
     /// Lend this machine's memory, or look at a node that does
     Node(node::Args),
+    /// Serve programs on this machine that want far memory without an agent of their own
+    Agent(agent::Args),
     /// Run QEMU guests whose RAM lives on memory nodes
     Vm(vm::Args),
     /// Print the version of myco, of its protocols and of its JSON output
@@ -43,6 +45,7 @@ impl Noun {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         match self {
             Self::Node(args) => node::run(args, output),
+            Self::Agent(args) => agent::run(args, output),
             Self::Vm(args) => vm::run(args, output),
             Self::Version(args) => version::run(&args, output),
             Self::Completions(args) => completions::run(&args, output),

@@ -10,6 +10,8 @@
 //!
 //! To add a subcommand: a file with `Args` and `run`, and one line in its noun's enum in `command`.
 
+mod agent;
+mod agent_serve;
 mod command;
 mod completions;
 mod durations;

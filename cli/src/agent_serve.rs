@@ -1,0 +1,203 @@
+//! `myco agent serve`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use mycoram_agent::daemon::{
+    AllowedPeers, Daemon, DaemonConfig, DaemonConfigError, PlacedRegions, StartError,
+};
+use mycoram_agent::kernel::{KernelFeatures, lock_process};
+use mycoram_control::{NodesFile, NodesFileError};
+use mycoram_fabric::placement::Placement;
+use mycoram_fabric::remote::{TransportError, Transports};
+use mycoram_fabric::units::ByteCount;
+use nix::sys::signal::{SigSet, Signal};
+use serde::Serialize;
+
+use crate::command::Outcome;
+use crate::exit_codes;
+use crate::failure::Failure;
+use crate::output::Output;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The memory nodes
+    #[arg(long, value_name = "FILE")]
+    nodes: PathBuf,
+
+    /// How much all programs together may have resident on this machine, such as 4GiB
+    #[arg(long, value_name = "SIZE")]
+    max_local: ByteCount,
+
+    /// How much the programs of one user together may have resident [default: half of --max-local]
+    #[arg(long, value_name = "SIZE")]
+    max_local_per_user: Option<ByteCount>,
+
+    /// Where programs connect; the directory must exist
+    #[arg(long, value_name = "PATH", default_value = "/run/mycoram-agent.sock")]
+    socket: PathBuf,
+
+    /// Where page tables and records of programs live, for the next daemon: a directory on tmpfs
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm/mycoram/daemon")]
+    state_dir: PathBuf,
+
+    /// Programs at most
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_clients: usize,
+
+    /// Who else may connect: a user's number, or "everybody" [default: root and the user it runs as]
+    #[arg(long, value_name = "UID", num_args = 1..)]
+    allow: Vec<Allow>,
+
+    /// Do not lend /dev/userfaultfd to programs that may not open it themselves
+    #[arg(long)]
+    no_lend_device: bool,
+}
+
+/// One who may connect.
+#[derive(Clone, Copy, Debug)]
+enum Allow {
+    User(u32),
+    Everybody,
+}
+
+impl FromStr for Allow {
+    type Err = std::num::ParseIntError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "everybody" => Ok(Self::Everybody),
+            number => number.parse().map(Self::User),
+        }
+    }
+}
+
+/// Schema `myco.agent-ready`: one line, when programs can connect.
+#[derive(Serialize)]
+struct Ready {
+    socket: PathBuf,
+    max_local_bytes: ByteCount,
+    nodes: usize,
+    kernel_lacks: Vec<&'static str>,
+    pid: u32,
+}
+
+pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
+    // Before any thread is started, so that all of them leave the signals to this one.
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals
+        .thread_block()
+        .map_err(|errno| Failure::new(exit_codes::FAILURE, errno))?;
+    let features = KernelFeatures::probe().map_err(|error| {
+        Failure::new(exit_codes::PERMISSION, error)
+            .advise("run it as root, or give it CAP_SYS_PTRACE")
+    })?;
+    let placement = NodesFile::read(&args.nodes)
+        .map_err(nodes_failure)?
+        .placement();
+    let nodes = placement.nodes().len();
+    let transports = Transports::for_nodes(placement.nodes()).map_err(transport_failure)?;
+    let source = PlacedRegions::new(Arc::new(placement), transports);
+    keep_in_memory();
+    let daemon = Daemon::start(config(args), Arc::new(source)).map_err(start_failure)?;
+    let ready = Ready {
+        socket: args.socket.clone(),
+        max_local_bytes: args.max_local,
+        nodes,
+        kernel_lacks: features.missing().collect(),
+        pid: std::process::id(),
+    };
+    output.print("myco.agent-ready", 1, &ready, |out| {
+        for lack in &ready.kernel_lacks {
+            writeln!(out, "note: this kernel has {lack}")?;
+        }
+        writeln!(
+            out,
+            "ready: programs may have {} resident, at {}",
+            ready.max_local_bytes,
+            ready.socket.display()
+        )
+    })?;
+    let stopper = daemon.stopper();
+    std::thread::Builder::new()
+        .name("myco-signals".to_owned())
+        .spawn(move || {
+            let waited = signals.wait();
+            tracing::info!(
+                ?waited,
+                "the daemon ends; its programs wait for the next one"
+            );
+            stopper.stop();
+        })?;
+    daemon.run();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn config(args: &Args) -> DaemonConfig {
+    let mut config = DaemonConfig::new(args.socket.clone(), args.max_local);
+    config.state_dir.clone_from(&args.state_dir);
+    config.max_clients = args.max_clients;
+    config.lend_device = !args.no_lend_device;
+    if let Some(share) = args.max_local_per_user {
+        config.max_local_per_user = share;
+    }
+    let users: Vec<u32> = args
+        .allow
+        .iter()
+        .filter_map(|allow| match allow {
+            Allow::User(uid) => Some(*uid),
+            Allow::Everybody => None,
+        })
+        .collect();
+    config.allow = if users.len() < args.allow.len() {
+        AllowedPeers::Everybody
+    } else if users.is_empty() {
+        AllowedPeers::SameUser
+    } else {
+        AllowedPeers::Users(users)
+    };
+    config
+}
+
+/// A daemon that is swapped out makes all its programs wait.
+fn keep_in_memory() {
+    // Without the right to lock all of it, a limit would make later allocations fail.
+    if nix::unistd::geteuid().is_root()
+        && let Err(error) = lock_process()
+    {
+        tracing::warn!(%error, "the daemon's own memory may be swapped out");
+    }
+}
+
+fn nodes_failure(error: NodesFileError) -> Failure {
+    Failure::new(exit_codes::CONFIG, error)
+}
+
+fn transport_failure(error: TransportError) -> Failure {
+    Failure::new(exit_codes::MISSING, error)
+        .advise("nodes with transport = \"tcp\" are reached without a device")
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let (code, advice) = match &error {
+        StartError::Config(DaemonConfigError::Share { .. }) => {
+            (exit_codes::USAGE, "give a larger --max-local")
+        }
+        StartError::Config(_) => (exit_codes::USAGE, "give another --max-clients"),
+        StartError::Running { .. } => (
+            exit_codes::REFUSED,
+            "end the other daemon, or give this one a --state-dir and a --socket of its own",
+        ),
+        StartError::State(_) | StartError::Lock { .. } => (
+            exit_codes::PERMISSION,
+            "give a --state-dir that this user may write",
+        ),
+        StartError::Listen { .. } => (
+            exit_codes::FAILURE,
+            "give --socket a path in a directory that this user may write",
+        ),
+        _ => return Failure::new(exit_codes::FAILURE, error),
+    };
+    Failure::new(code, error).advise(advice)
+}

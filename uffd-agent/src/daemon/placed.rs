@@ -1,0 +1,68 @@
+//! Clients' regions on the memory nodes that a placement names: what `myco agent serve` runs on.
+
+use std::sync::Arc;
+
+use mycoram_fabric::pages::RemoteRegion;
+use mycoram_fabric::placement::{Placement, RegionEntry};
+use mycoram_fabric::random;
+use mycoram_fabric::remote::{Remote, RemoteOptions, Transports};
+use mycoram_fabric::units::{ByteCount, Epoch, RegionId, TenantId};
+
+use super::source::{RemoteSource, SourceError};
+use crate::Owner;
+
+/// The epoch of a region's first owner.
+const FIRST_EPOCH: Epoch = Epoch::new(1);
+
+/// A [`RemoteSource`] over a placement. Each region is a tenant of its own: no queue pair of one client's
+/// region can reach another's memory.
+pub struct PlacedRegions {
+    placement: Arc<dyn Placement>,
+    transports: Transports,
+}
+
+impl PlacedRegions {
+    /// On the nodes of `placement`, over `transports` (see [`Transports::for_nodes`]).
+    #[must_use]
+    pub fn new(placement: Arc<dyn Placement>, transports: Transports) -> Self {
+        Self {
+            placement,
+            transports,
+        }
+    }
+}
+
+fn owned(remote: Arc<Remote>) -> (Arc<dyn RemoteRegion>, Owner) {
+    let owner = Owner {
+        region: remote.entry().id,
+        epoch: remote.entry().epoch,
+        directory: remote.directory(),
+    };
+    (remote, owner)
+}
+
+impl RemoteSource for PlacedRegions {
+    fn create(
+        &self,
+        bytes: ByteCount,
+        extent_bytes: ByteCount,
+    ) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
+        let mut random = random::System::open()?;
+        let entry = RegionEntry {
+            id: RegionId::new(random.number()),
+            tenant: TenantId::new(random.number()),
+            epoch: FIRST_EPOCH,
+            bytes,
+            extent_bytes,
+        };
+        let options = RemoteOptions::system()?;
+        let remote = Remote::create(&*self.placement, &self.transports, &entry, &options)?;
+        Ok(owned(remote))
+    }
+
+    fn reopen(&self, saved: &Owner) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
+        let options = RemoteOptions::system()?;
+        let remote = Remote::reopen(&saved.directory, &self.transports, &options)?;
+        Ok(owned(remote))
+    }
+}
