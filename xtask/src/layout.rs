@@ -38,6 +38,14 @@ const PURE: &[&str] = &[
     "fabric/src/transport/sim",
     "fabric/src/wire",
     "fabric/src/units.rs",
+    "fabric/src/node/runs.rs",
+    "fabric/src/node/ledger.rs",
+    "fabric/src/node/core.rs",
+    "fabric/src/remote/homes.rs",
+    "fabric/src/remote/directory.rs",
+    "fabric/src/remote/queue.rs",
+    "control-plane/src/rendezvous.rs",
+    "control-plane/src/static_placement.rs",
 ];
 /// What pure logic does not say.
 const IMPURE: &[&str] = &[

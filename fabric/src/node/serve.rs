@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::core::NodeCore;
@@ -126,6 +126,9 @@ struct Shared {
     connections: Arc<AtomicU32>,
     limit: u32,
     idle: Duration,
+    /// Held for reading while a request is answered; whoever holds it for writing knows that no answer
+    /// is on its way.
+    answering: RwLock<()>,
 }
 
 impl MemoryNode {
@@ -168,6 +171,7 @@ impl MemoryNode {
             connections: Arc::default(),
             limit: config.connections,
             idle: Duration::from_millis(config.idle_ms),
+            answering: RwLock::new(()),
         });
         let keeper = Keeper {
             core,
@@ -338,7 +342,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = stopped.changed() => return,
+            _ = stopped.changed() => break,
             _ = tick.tick() => {
                 // A keeper that is busy gets the next one.
                 let _ = shared.commands.try_send(Command::Tick);
@@ -360,6 +364,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::
             }
         }
     }
+    // Who has been served hears of it; who asks now is not served any more.
+    let _ = timeout(SEND_TIMEOUT, shared.answering.write()).await;
 }
 
 /// Why a connection was ended by this side.
@@ -425,6 +431,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> Result<(), Ended> {
                 return Ok(());
             }
         };
+        let _answering = shared.answering.read().await;
         let (answer, answered) = oneshot::channel();
         let command = Command::Request {
             session: connection.session,

@@ -1,5 +1,7 @@
 //! Memory nodes of this process, for tests, and pages with known contents on them.
 
+#![allow(dead_code, reason = "each test file uses its part of this")]
+
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -14,10 +16,11 @@ use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, ReopenError, Tr
 use mycoram_fabric::session::{Channel, TcpChannel};
 use mycoram_fabric::transport::tcp::{TcpServer, TcpServerConfig, TcpTransport};
 use mycoram_fabric::transport::{
-    AdmitError, Armed, DataServer, Export, ExportError, Ticket, TransportKind,
+    AdmitError, Armed, DataServer, ErrorKind, Export, ExportError, Mapping, Operation,
+    QueuePairConfig, RemoteSlice, Ticket, Transport, TransportKind, WorkId, WorkRequest,
 };
 use mycoram_fabric::units::{
-    ByteCount, Epoch, ExtentIndex, PAGE_BYTES, PageIndex, RegionId, Rkey, TenantId,
+    ByteCount, Epoch, ExtentIndex, PAGE_BYTES, PageIndex, RegionId, RemoteAddr, Rkey, TenantId,
 };
 use mycoram_fabric::wire::control::StatusReport;
 
@@ -77,9 +80,46 @@ impl DataServer for Breakable {
     }
 }
 
+/// One READ of 8 bytes over a queue pair of its own.
+pub(crate) fn read_word(
+    data: SocketAddr,
+    ticket: &Ticket,
+    addr: RemoteAddr,
+    rkey: Rkey,
+) -> Result<(), ErrorKind> {
+    let transport = transport();
+    let frame = Arc::new(Mapping::anonymous(PAGE_BYTES).expect("a page"));
+    let local = transport.register(frame).expect("registered");
+    let config = QueuePairConfig::default();
+    let mut queue_pair = transport.connect(data, ticket, &config).expect("let in");
+    let read = WorkRequest {
+        id: WorkId(1),
+        operation: Operation::Read {
+            into: local.slice(0, 8).expect("inside"),
+            from: RemoteSlice { addr, rkey },
+        },
+        signaled: true,
+    };
+    queue_pair.post(&[read]).expect("room");
+    let mut completions = Vec::with_capacity(1);
+    let until = Instant::now() + HANG;
+    while queue_pair.poll(&mut completions) == 0 {
+        assert!(Instant::now() < until, "never completed");
+        queue_pair.wait(Duration::from_millis(100));
+    }
+    completions[0].result.map_err(|error| error.kind)
+}
+
+pub(crate) fn transport() -> TcpTransport {
+    TcpTransport::new().expect("io_uring")
+}
+
 pub(crate) struct TestNode {
     bytes: u64,
     bounds: Bounds,
+    /// Take effect with the next restart.
+    pub(crate) connections: u32,
+    pub(crate) idle_ms: u64,
     control: SocketAddr,
     node: Option<MemoryNode>,
     data: Option<Arc<Breakable>>,
@@ -87,7 +127,7 @@ pub(crate) struct TestNode {
 }
 
 impl TestNode {
-    fn start(bytes: u64, bounds: Bounds, listen: SocketAddr) -> Self {
+    fn start(bytes: u64, config: NodeConfig) -> Self {
         let pool = Pool::reserve(ByteCount::new(bytes), HugePages::Off).expect("memory");
         let mapping = Arc::clone(pool.mapping());
         let data = TcpServer::start(LOOPBACK, mapping, TcpServerConfig::default());
@@ -95,15 +135,13 @@ impl TestNode {
             server: data.expect("a data server"),
             tickets: Mutex::default(),
         });
-        let config = NodeConfig {
-            bounds,
-            ..NodeConfig::new(listen)
-        };
         let served: Arc<dyn DataServer> = Arc::clone(&data) as _;
         let node = MemoryNode::start(&config, pool, served).expect("a node");
         Self {
             bytes,
-            bounds,
+            bounds: config.bounds,
+            connections: config.connections,
+            idle_ms: config.idle_ms,
             control: node.control(),
             node: Some(node),
             data: Some(data),
@@ -120,7 +158,23 @@ impl TestNode {
     /// Another life at the same address.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        *self = Self::start(self.bytes, self.bounds, self.control);
+        let config = NodeConfig {
+            bounds: self.bounds,
+            connections: self.connections,
+            idle_ms: self.idle_ms,
+            ..NodeConfig::new(self.control)
+        };
+        *self = Self::start(self.bytes, config);
+    }
+
+    /// Its control address.
+    pub(crate) fn control(&self) -> SocketAddr {
+        self.control
+    }
+
+    /// The node itself, to be ended by the caller.
+    pub(crate) fn take(&mut self) -> MemoryNode {
+        self.node.take().expect("alive")
     }
 
     /// Something that takes connections at the same address and never says a word.
@@ -179,18 +233,23 @@ impl Cluster {
     pub(crate) fn with_bounds(sizes: &[u64], bounds: Bounds) -> Self {
         let nodes: Vec<_> = sizes
             .iter()
-            .map(|bytes| TestNode::start(*bytes, bounds, LOOPBACK))
+            .map(|bytes| {
+                let config = NodeConfig {
+                    bounds,
+                    ..NodeConfig::new(LOOPBACK)
+                };
+                TestNode::start(*bytes, config)
+            })
             .collect();
         let entries = nodes.iter().enumerate().map(|(n, node)| NodeEntry {
             name: format!("n{n}"),
             control: node.control,
             transport: TransportKind::Tcp,
         });
-        let transport = TcpTransport::new().expect("io_uring");
         Self {
             entries: RoundRobin(entries.collect()),
             nodes,
-            transports: Transports::new().with(Arc::new(transport)),
+            transports: Transports::new().with(Arc::new(transport())),
         }
     }
 
@@ -284,7 +343,7 @@ impl Pages {
                 self.lane.readiness(&mut |fd| {
                     fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
                 });
-                let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(2u16));
+                let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(5000u16));
             }
             answers.extend(self.done.iter().map(|done| (done.tag, done.result)));
         }
