@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -135,6 +136,18 @@ impl Mapping {
             std::ptr::copy_nonoverlapping(self.as_ptr().add(offset), into.as_mut_ptr(), into.len())
         };
         Ok(())
+    }
+
+    /// The 8 aligned bytes at `offset`, for operations that are atomic towards all who use this.
+    /// `None` if they are not aligned or not inside.
+    #[must_use]
+    pub fn word(&self, offset: usize) -> Option<&AtomicU64> {
+        if !offset.is_multiple_of(8) || self.check(offset, 8).is_err() {
+            return None;
+        }
+        // SAFETY: inside of the mapping, which lives as long as the borrow of `self`; aligned, because
+        // a mapping starts at a page; and reached by atomics, copies and the kernel only.
+        Some(unsafe { AtomicU64::from_ptr(self.as_ptr().add(offset).cast()) })
     }
 
     /// Copies `from` to `offset`.

@@ -14,10 +14,12 @@
 //! behind it is flushed, and the owner connects a new one. That is what RC queue pairs do, so the
 //! other providers do it too. Whoever wants a page twice asks twice: this module retries nothing.
 
+mod access;
 mod completion;
 mod memory;
 mod registry;
 mod server;
+pub mod sim;
 pub mod tcp;
 #[cfg(any(feature = "verbs", feature = "rdma-sys"))]
 pub mod verbs;

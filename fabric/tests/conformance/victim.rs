@@ -4,6 +4,8 @@
 //! [`POOL_VARIABLE`] set it serves until it is killed or its standard input ends (so it never outlives
 //! the test), otherwise it does nothing.
 
+#![allow(dead_code, reason = "the simulated fabric has victims of its own")]
+
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
@@ -84,7 +86,6 @@ impl ProcessVictim {
     }
 
     /// Its process id, for checks that stop it instead.
-    #[allow(dead_code, reason = "not every provider's test stops its victim")]
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }

@@ -16,13 +16,13 @@
 
 use std::convert::Infallible;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use super::access::{Access, Keys, Session, SessionNumber};
 use crate::transport::Mapping;
+use crate::transport::access::{Access, Keys, Session, SessionNumber};
 use crate::transport::tcp::frames::{FrameRing, Payload};
 use crate::transport::tcp::message::Direction;
 use crate::units::Rkey;
@@ -431,10 +431,9 @@ impl Connection {
                 self.take_arriving(around.pool, arriving);
             }
             _ => {
-                // SAFETY: 8 bytes inside of the pool (resolved above), aligned because the pool is and
-                // `addr` was checked to be; the pool is mapped as long as the server lives, and is
-                // reached by atomics and copies only.
-                let word = unsafe { AtomicU64::from_ptr(start.cast()) };
+                let Some(word) = around.pool.word(offset) else {
+                    return Parsed::Malformed;
+                };
                 let former = if frame.kind == FrameKind::FetchAdd {
                     word.fetch_add(frame.first, Ordering::SeqCst)
                 } else {

@@ -5,10 +5,9 @@
 //!                                   +--> orders --> Worker (thread, ring) --> Connection, ...
 //! ```
 //!
-//! Taking a right away has two halves: it is removed from [`access`], so that no new request gets it,
+//! Taking a right away has two halves: it is removed from `Access`, so that no new request gets it,
 //! and every worker confirms that nothing which got it before is still with the kernel.
 
-mod access;
 mod connection;
 mod worker;
 
@@ -21,7 +20,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
 
-use access::{Access, SessionNumber};
+use crate::transport::access::{Access, SessionNumber};
 use worker::{Desk, Door, Order, Shared, Worker};
 
 use super::ring::RingError;
@@ -201,7 +200,9 @@ impl DataServer for TcpServer {
     }
 
     fn export(&self, tenant: TenantId, offset: u64, bytes: u64) -> Result<Export, ExportError> {
-        self.shared.access.export(tenant, offset, bytes, random_key)
+        self.shared
+            .access
+            .export(TransportKind::Tcp, tenant, offset, bytes, random_key)
     }
 
     fn revoke(&self, tenant: TenantId, rkey: Rkey) -> bool {

@@ -23,10 +23,10 @@ use crossbeam_channel::{Receiver, Sender};
 use io_uring::{cqueue, opcode, squeue, types};
 use nix::sys::eventfd::EventFd;
 
-use super::access::{Access, SessionNumber};
 use super::connection::{Census, Connection, Phase, Surroundings};
 use super::{RING_COMPLETIONS, RING_ENTRIES, TcpServerConfig};
 use crate::transport::Mapping;
+use crate::transport::access::{Access, SessionNumber};
 use crate::transport::tcp::ring::Ring;
 use crate::transport::tcp::socket;
 use crate::units::Rkey;

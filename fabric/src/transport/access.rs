@@ -1,13 +1,14 @@
-//! Who may touch what: exports by key, sessions by ticket. No socket and no thread in here.
+//! Who may touch what, where no device keeps account of it: exports by key, sessions by ticket.
 //!
-//! A request is checked under a read lock that is dropped before it is carried out; whoever takes a
-//! right away therefore also waits for the workers (see `worker`), which know what is in flight.
+//! Shared by the providers without a device, tcp and sim. No socket and no thread in here: a check
+//! says what holds at its moment; whoever takes a right away must also see to what was checked before
+//! and is still under way.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::transport::{AdmitError, Export, ExportError, TICKET_BYTES, Ticket};
+use super::{AdmitError, Export, ExportError, TICKET_BYTES, Ticket, TransportKind};
 use crate::units::{Epoch, RegionId, RemoteAddr, Rkey, TenantId};
 
 /// Random keys that are tried before the generator is taken to be broken. A try fails once in 2^32
@@ -16,18 +17,18 @@ const KEY_TRIES: usize = 1000;
 
 /// Identity of a session on this server, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SessionNumber(u64);
+pub(crate) struct SessionNumber(u64);
 
 /// An admitted ticket.
 #[derive(Clone, Debug)]
-pub(super) struct Session {
-    pub(super) number: SessionNumber,
-    pub(super) tenant: TenantId,
-    pub(super) epoch: Epoch,
+pub(crate) struct Session {
+    pub(crate) number: SessionNumber,
+    pub(crate) tenant: TenantId,
+    pub(crate) epoch: Epoch,
     region: RegionId,
     ticket: Ticket,
     /// Connections that were opened with it and are up.
-    pub(super) connections: Arc<AtomicUsize>,
+    pub(crate) connections: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +46,7 @@ struct Sessions {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Access {
+pub(crate) struct Access {
     pool_bytes: u64,
     max_sessions: usize,
     exports: RwLock<HashMap<Rkey, Exported>>,
@@ -53,11 +54,11 @@ pub(super) struct Access {
 }
 
 /// A view of the exports, for checking requests.
-pub(super) struct Keys<'a>(RwLockReadGuard<'a, HashMap<Rkey, Exported>>);
+pub(crate) struct Keys<'a>(RwLockReadGuard<'a, HashMap<Rkey, Exported>>);
 
 impl Keys<'_> {
     /// Where in the pool `len` bytes at `addr` are, if `tenant` may reach them with `rkey`.
-    pub(super) fn resolve(
+    pub(crate) fn resolve(
         &self,
         tenant: TenantId,
         rkey: Rkey,
@@ -72,7 +73,8 @@ impl Keys<'_> {
 }
 
 impl Access {
-    pub(super) fn new(pool_bytes: u64, max_sessions: usize) -> Self {
+    /// For a pool of `pool_bytes`, with at most `max_sessions` tickets admitted at a time.
+    pub(crate) fn new(pool_bytes: u64, max_sessions: usize) -> Self {
         Self {
             pool_bytes,
             max_sessions,
@@ -81,12 +83,15 @@ impl Access {
         }
     }
 
-    pub(super) fn keys(&self) -> Keys<'_> {
+    /// A view for checking one request or a batch of them.
+    pub(crate) fn keys(&self) -> Keys<'_> {
         Keys(self.exports.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn export(
+    /// Exports a part of the pool under a key from `random`, the provider's generator.
+    pub(crate) fn export(
         &self,
+        transport: TransportKind,
         tenant: TenantId,
         offset: u64,
         bytes: u64,
@@ -96,10 +101,7 @@ impl Access {
             Some(end) if end <= self.pool_bytes => {}
             _ => return Err(ExportError::OutsidePool { offset, bytes }),
         }
-        let device = |source| ExportError::Device {
-            transport: crate::transport::TransportKind::Tcp,
-            source,
-        };
+        let device = |source| ExportError::Device { transport, source };
         let mut exports = self.exports.write().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..KEY_TRIES {
             let rkey = Rkey::new(random().map_err(device)?);
@@ -119,7 +121,7 @@ impl Access {
     }
 
     /// False if the tenant has no such export. In-flight work is the workers' to end.
-    pub(super) fn revoke(&self, tenant: TenantId, rkey: Rkey) -> bool {
+    pub(crate) fn revoke(&self, tenant: TenantId, rkey: Rkey) -> bool {
         let mut exports = self.exports.write().unwrap_or_else(PoisonError::into_inner);
         let theirs = exports
             .get(&rkey)
@@ -127,7 +129,8 @@ impl Access {
         theirs && exports.remove(&rkey).is_some()
     }
 
-    pub(super) fn admit(
+    /// From now on the ticket opens connections.
+    pub(crate) fn admit(
         &self,
         ticket: Ticket,
         tenant: TenantId,
@@ -172,17 +175,19 @@ impl Access {
         ended
     }
 
-    pub(super) fn dismiss(&self, ticket: &Ticket) -> Vec<SessionNumber> {
+    /// The ticket opens nothing any more; says whose connections are to end.
+    pub(crate) fn dismiss(&self, ticket: &Ticket) -> Vec<SessionNumber> {
         self.end(|session| same(&session.ticket.secret, &ticket.secret))
     }
 
-    pub(super) fn fence(&self, region: RegionId, current: Epoch) -> Vec<SessionNumber> {
+    /// As [`Self::dismiss`], for what is below `current` in `region`.
+    pub(crate) fn fence(&self, region: RegionId, current: Epoch) -> Vec<SessionNumber> {
         self.end(|session| session.region == region && session.epoch < current)
     }
 
     /// The session of a ticket, counted as one connection of it unless it has `most` already. Takes the
     /// same time for every ticket that admits nobody.
-    pub(super) fn open(&self, secret: &[u8; TICKET_BYTES], most: usize) -> Option<Session> {
+    pub(crate) fn open(&self, secret: &[u8; TICKET_BYTES], most: usize) -> Option<Session> {
         let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
         let mut found = None;
         for session in &sessions.admitted {
@@ -221,8 +226,12 @@ mod tests {
         let access = access();
         let mut keys = [5, 5, 6].into_iter();
         let mut random = || Ok(keys.next().expect("three"));
-        let first = access.export(TENANT, 4096, 4096, &mut random).expect("in");
-        let second = access.export(TENANT, 8192, 4096, &mut random).expect("in");
+        let first = access
+            .export(TransportKind::Sim, TENANT, 4096, 4096, &mut random)
+            .expect("in");
+        let second = access
+            .export(TransportKind::Sim, TENANT, 8192, 4096, &mut random)
+            .expect("in");
         assert_ne!(first.rkey, second.rkey, "a key in use is not drawn again");
         let resolve = |tenant, rkey, addr, len| {
             access
