@@ -29,7 +29,7 @@ pub(crate) struct Args {
     listen: SocketAddr,
 
     /// How much memory to lend, such as 512MiB or 64GiB; it is reserved at once
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     capacity: ByteCount,
 
     /// Over what the memory is reached

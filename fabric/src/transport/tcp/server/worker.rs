@@ -343,7 +343,9 @@ impl Worker {
         // Out of descriptors or memory: the door opens again with the next tick.
         door.accepting = cqueue::more(entry.flags());
         if entry.result() < 0 {
-            if !socket::is_passing(-entry.result()) && !door.accepting {
+            // EINVAL: the door was shut, by us.
+            let expected = -entry.result() == libc::EINVAL || socket::is_passing(-entry.result());
+            if !expected && !door.accepting {
                 tracing::warn!(
                     errno = -entry.result(),
                     "a data connection was not accepted"
