@@ -1,6 +1,8 @@
-//! The conformance suite against the tcp transport, on loopback.
+//! The conformance suite against the tcp transport, on loopback, and hostile peers of its server.
 
 mod conformance;
+#[path = "tcp/hostile.rs"]
+mod hostile;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
