@@ -137,3 +137,151 @@ fn parking_pipe(out: OwnedFd, into: OwnedFd, life: Life) -> Result<ParkingPipe, 
     let (read, write) = pipe.into_ends();
     Ok(ParkingPipe { read, write })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use mycoram_fabric::units::{ByteCount, PageCount};
+
+    use super::*;
+    use crate::kernel::FeatureSet;
+
+    /// What an honest program passes, as descriptors: userfaultfd, memory, two pipes.
+    fn honest() -> (Mapping, Vec<OwnedFd>) {
+        let bytes = ByteCount::mib(1);
+        let userfault = Userfault::new_in_this_process().expect(
+            "these tests need a userfaultfd: run them as root or set vm.unprivileged_userfaultfd=1",
+        );
+        let memory = MemoryFile::create(c"honest", bytes).expect("a memfd");
+        let mut fds = vec![
+            userfault.try_clone_fd().expect("dup"),
+            memory.as_fd().try_clone_to_owned().expect("dup"),
+        ];
+        for _ in 0..2 {
+            let slots = PageCount::new(u32::from(SLOTS_PER_PIPE));
+            let (out, into) = kernel::ParkingPipe::new(slots).expect("a pipe").into_ends();
+            fds.extend([out, into]);
+        }
+        let mapping = Mapping {
+            base: 1 << 30,
+            bytes,
+            file_offset: 0,
+            held_uffd: 3,
+            held_memory: 4,
+            held_pipes: vec![(5, 6), (7, 8)],
+        };
+        (mapping, fds)
+    }
+
+    fn take(mapping: &Mapping, fds: Vec<OwnedFd>, life: Life) -> Result<Target, DescriptorFault> {
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        target(PidFd::open(pid).expect("ourselves"), mapping, fds, life)
+    }
+
+    #[test]
+    fn what_an_honest_program_passes_is_taken() {
+        let (mapping, fds) = honest();
+        let target = take(&mapping, fds, Life::New).expect("it is honest");
+        assert_eq!(target.pipes.len(), 2);
+        assert_eq!(target.held.pipes, mapping.held_pipes);
+    }
+
+    #[test]
+    fn every_descriptor_in_the_place_of_another_is_refused() {
+        for (a, b) in [(0, 1), (0, 2), (1, 2), (2, 3), (3, 5)] {
+            let (mapping, mut fds) = honest();
+            fds.swap(a, b);
+            let fault = take(&mapping, fds, Life::New).expect_err("swapped");
+            let expected = match a {
+                0 => DescriptorFault::NotUserfault,
+                1 => DescriptorFault::NotMemory,
+                _ => DescriptorFault::NotPipe,
+            };
+            assert_eq!(fault, expected, "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn too_few_and_too_many_are_refused() {
+        let (mapping, mut fds) = honest();
+        let last = fds.pop().expect("six");
+        assert!(matches!(
+            take(&mapping, fds, Life::New),
+            Err(DescriptorFault::Count {
+                expected: 6,
+                found: 5
+            })
+        ));
+        let (mapping, mut fds) = honest();
+        fds.push(last);
+        assert!(matches!(
+            take(&mapping, fds, Life::New),
+            Err(DescriptorFault::Count { .. })
+        ));
+        let (mut mapping, fds) = honest();
+        mapping.held_pipes.truncate(1);
+        assert!(matches!(
+            take(&mapping, fds, Life::New),
+            Err(DescriptorFault::Pipes { pipes: 1 })
+        ));
+    }
+
+    #[test]
+    fn a_userfaultfd_in_the_wrong_state_is_refused() {
+        let (mapping, fds) = honest();
+        assert!(matches!(
+            take(&mapping, fds, Life::GoesOn),
+            Err(DescriptorFault::UserfaultState)
+        ));
+        let (mapping, mut fds) = honest();
+        let used = Userfault::from_received(fds.remove(0)).expect("it is one");
+        used.handshake(FeatureSet::NONE).expect("the first one");
+        fds.insert(0, used.try_clone_fd().expect("dup"));
+        assert!(matches!(
+            take(&mapping, fds, Life::New),
+            Err(DescriptorFault::UserfaultState)
+        ));
+    }
+
+    #[test]
+    fn a_mapping_outside_of_its_memory_is_refused() {
+        for change in [
+            (|m: &mut Mapping| m.file_offset = 4096) as fn(&mut Mapping),
+            |m| m.file_offset = u64::MAX - 4095,
+            |m| m.file_offset = 1,
+            |m| m.bytes = ByteCount::mib(2),
+            |m| m.bytes = ByteCount::new(5000),
+            |m| m.bytes = ByteCount::new(0),
+            |m| m.base = 12345,
+        ] {
+            let (mut mapping, fds) = honest();
+            change(&mut mapping);
+            let fault = take(&mapping, fds, Life::New).expect_err("outside");
+            assert_eq!(fault, DescriptorFault::Range, "{mapping:?}");
+        }
+    }
+
+    #[test]
+    fn memory_that_can_shrink_is_refused() {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        let (mapping, mut fds) = honest();
+        let loose = memfd_create(c"loose", MFdFlags::MFD_ALLOW_SEALING).expect("a memfd");
+        nix::unistd::ftruncate(&loose, 1 << 20).expect("its size");
+        fds[1] = loose;
+        assert!(matches!(
+            take(&mapping, fds, Life::New),
+            Err(DescriptorFault::NotSealed)
+        ));
+    }
+
+    #[test]
+    fn a_pipe_that_holds_something_is_for_a_take_over_only() {
+        let (mapping, fds) = honest();
+        nix::unistd::write(&fds[3], &[0; 4096]).expect("room");
+        assert!(matches!(
+            take(&mapping, fds, Life::New),
+            Err(DescriptorFault::NotPipe)
+        ));
+    }
+}

@@ -141,6 +141,59 @@ fn a_daemon_that_ends_in_order_leaves_its_programs_waiting() {
 }
 
 #[test]
+fn a_daemon_without_rights_is_given_everything_again_by_its_programs() {
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test starts a daemon as nobody, for which it must be root"
+    );
+    let place = Place::new();
+    place.give_to_nobody();
+    let mut daemon = Role::weak_daemon(&place, 16);
+    let mut program = Role::start(&place, "program", &["16", "2"]);
+    assert_eq!(program.line(), "attached");
+    program.tell("fill");
+    assert_eq!(program.line(), "filled");
+    daemon.kill();
+    assert_eq!(program.line(), "notice Away");
+    program.tell("verify");
+    let mut daemon = Role::weak_daemon(&place, 16);
+    assert_eq!(program.line(), "notice Back");
+    assert_eq!(program.line(), "verified");
+    // One that ends while it is waited for is forgotten too.
+    daemon.kill();
+    assert_eq!(program.line(), "notice Away");
+    // SAFETY: a plain system call on a child that is not reaped yet.
+    unsafe { libc::kill(program.pid(), libc::SIGSTOP) };
+    let _daemon = Role::weak_daemon(&place, 16);
+    assert_eq!(place.remote_regions(), 1);
+    program.kill();
+    eventually("its remote memory is freed", || {
+        place.remote_regions() == 0 && place.state_files().is_empty()
+    });
+}
+
+#[test]
+fn a_program_that_no_daemon_knows_any_more_gets_a_signal_and_no_zeros() {
+    let place = Place::new();
+    let mut daemon = Role::daemon(&place, 16, "same");
+    let mut program = Role::start(&place, "program", &["16", "2"]);
+    assert_eq!(program.line(), "attached");
+    program.tell("fill");
+    assert_eq!(program.line(), "filled");
+    daemon.kill();
+    assert_eq!(program.line(), "notice Away");
+    std::fs::remove_dir_all(place.path().join("state")).expect("it is there");
+    program.tell("verify");
+    let _daemon = Role::daemon(&place, 16, "same");
+    let status = program.wait();
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    assert!(
+        matches!(signal, Some(libc::SIGBUS | libc::SIGSEGV)),
+        "{status:?}"
+    );
+}
+
+#[test]
 fn what_ended_without_a_daemon_is_cleared_away_by_the_next() {
     let place = Place::new();
     let mut daemon = Role::daemon(&place, 16, "same");

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mycoram_agent::daemon::client::{AttachRequest, Attached, Connection};
 use mycoram_agent::daemon::{AllowedPeers, Daemon, DaemonConfig};
@@ -45,6 +45,14 @@ impl Place {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.path().join("agent.sock")
+    }
+
+    /// Everything in it belongs to nobody, whom a weak daemon runs as.
+    pub(crate) fn give_to_nobody(&self) {
+        for path in [self.path().to_owned(), self.path().join("remote")] {
+            std::os::unix::fs::chown(path, Some(65534), Some(65534))
+                .expect("these tests run as root");
+        }
     }
 
     pub(crate) fn remote_regions(&self) -> usize {
@@ -110,7 +118,16 @@ impl Role {
     }
 
     pub(crate) fn daemon(place: &Place, max_local_mib: u64, allow: &str) -> Self {
-        let daemon = Self::start(place, "daemon", &[&max_local_mib.to_string(), allow]);
+        Self::daemon_as("daemon", place, max_local_mib, allow)
+    }
+
+    /// A daemon without any rights.
+    pub(crate) fn weak_daemon(place: &Place, max_local_mib: u64) -> Self {
+        Self::daemon_as("weak-daemon", place, max_local_mib, "same")
+    }
+
+    fn daemon_as(role: &str, place: &Place, max_local_mib: u64, allow: &str) -> Self {
+        let daemon = Self::start(place, role, &[&max_local_mib.to_string(), allow]);
         assert_eq!(daemon.line(), "listening");
         daemon
     }
@@ -138,6 +155,18 @@ impl Role {
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("it lives");
         self.child.wait().expect("reaped");
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is ours") {
+                return status;
+            }
+            assert!(Instant::now() < until, "the process does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Ends a daemon in order.
@@ -175,6 +204,11 @@ fn role() {
     let words: Vec<&str> = words.split('\n').collect();
     match words[..] {
         ["daemon", place, max_local_mib, allow] => {
+            daemon(Path::new(place), max_local_mib.parse().expect("MiB"), allow);
+        }
+        // One that may not look into its programs.
+        ["weak-daemon", place, max_local_mib, allow] => {
+            become_nobody();
             daemon(Path::new(place), max_local_mib.parse().expect("MiB"), allow);
         }
         ["program", place, mib, local_mib] => {
