@@ -35,6 +35,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE")]
     max_local_per_user: Option<ByteCount>,
 
+    /// How much all programs together may have on memory nodes [default: as much as the nodes lend]
+    #[arg(long, value_name = "SIZE")]
+    max_far: Option<ByteCount>,
+
+    /// How much the programs of one user together may have on memory nodes [default: as --max-far]
+    #[arg(long, value_name = "SIZE")]
+    max_far_per_user: Option<ByteCount>,
+
     /// Where programs connect; the directory must exist
     #[arg(long, value_name = "PATH", default_value = "/run/mycoram-agent.sock")]
     socket: PathBuf,
@@ -141,6 +149,12 @@ fn config(args: &Args) -> DaemonConfig {
     config.lend_device = !args.no_lend_device;
     if let Some(share) = args.max_local_per_user {
         config.max_local_per_user = share;
+    }
+    if let Some(far) = args.max_far {
+        config.max_far = far;
+    }
+    if let Some(share) = args.max_far_per_user {
+        config.max_far_per_user = share;
     }
     let users: Vec<u32> = args
         .allow

@@ -71,7 +71,7 @@ fn begin(
     };
     let target = intake::target(own(process)?, &mapping, descriptors, Life::New)
         .map_err(Refusal::Descriptor)?;
-    let promise = Promise::make(shared, peer.uid, local_budget)?;
+    let promise = Promise::make(shared, peer.uid, local_budget, mapping.bytes)?;
     let record = Record {
         name: new_name(shared, peer),
         token: Token(lock(&shared.random).bytes()),
@@ -79,6 +79,7 @@ fn begin(
         pid: peer.pid,
         began: process.began().ok_or(Refusal::Over)?,
         local_budget,
+        bytes: mapping.bytes,
         fault_workers: fault_workers.clamp(1, MAX_FAULT_WORKERS),
     };
     let config = region_config(shared, &record);
@@ -142,36 +143,29 @@ pub(super) fn resume(
     process: PidFd,
     asked: Resumption,
 ) -> Result<(), Refusal> {
-    let record = {
+    let (record, promise) = {
         let mut regions = lock(&shared.regions);
         let entry = regions.get_mut(&asked.name).filter(|entry| {
             entry.record.token.matches(&asked.token)
                 && (entry.record.uid, entry.record.pid) == (peer.uid, peer.pid)
                 && process.began() == Some(entry.record.began)
         });
-        match entry {
-            None => {
-                refuse(&socket, Refusal::UnknownRegion);
-                return Err(Refusal::UnknownRegion);
+        let Some(entry) = entry else {
+            refuse(&socket, Refusal::UnknownRegion);
+            return Err(Refusal::UnknownRegion);
+        };
+        match std::mem::replace(&mut entry.state, State::Busy) {
+            State::Served(mailbox) => {
+                mailbox.put(Mail::Socket(socket));
+                entry.state = State::Served(mailbox);
+                return Ok(());
             }
-            Some(entry) => match &entry.state {
-                State::Served(mailbox) => {
-                    mailbox.put(Mail::Socket(socket));
-                    return Ok(());
-                }
-                // It is told no: it will ask again.
-                State::Busy => {
-                    let refusal = Refusal::Engine {
-                        words: "the region is being taken over".into(),
-                    };
-                    refuse(&socket, refusal.clone());
-                    return Err(refusal);
-                }
-                State::Waiting => {
-                    entry.state = State::Busy;
-                    entry.record.clone()
-                }
-            },
+            // It is told no: it will ask again.
+            State::Busy => {
+                refuse(&socket, Refusal::Busy);
+                return Err(Refusal::Busy);
+            }
+            State::Waiting(promise) => (entry.record.clone(), promise),
         }
     };
     let taken = own(&process)
@@ -181,7 +175,7 @@ pub(super) fn resume(
         })
         .and_then(|target| take_over(shared, &record, Some(target)));
     match taken {
-        Ok((region, promise, mailbox)) => {
+        Ok((region, mailbox)) => {
             mailbox.put(Mail::Socket(socket));
             serve(
                 shared,
@@ -199,7 +193,7 @@ pub(super) fn resume(
             Ok(())
         }
         Err(refusal) => {
-            set_state(shared, &record.name, State::Waiting);
+            set_state(shared, &record.name, State::Waiting(promise));
             refuse(&socket, refusal.clone());
             Err(refusal)
         }

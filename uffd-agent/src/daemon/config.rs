@@ -43,7 +43,13 @@ pub struct DaemonConfig {
     /// Bytes that the clients of one user together may have resident. Default: half of `max_local`, so
     /// that no user can take all.
     pub max_local_per_user: ByteCount,
-    /// Most connections, attached or not. Default 64. Each costs a thread, each region two or more.
+    /// Bytes that all clients together may have on memory nodes. Default: no bound but the nodes' own.
+    /// A page costs this machine 16 bytes, resident or not.
+    pub max_far: ByteCount,
+    /// Bytes that the clients of one user together may have on memory nodes. Default: no bound.
+    pub max_far_per_user: ByteCount,
+    /// Most connections, attached or not. Default 64; a user may have three quarters of them. Each costs a
+    /// thread, each region two or more.
     pub max_clients: usize,
     /// Who may connect.
     pub allow: AllowedPeers,
@@ -88,10 +94,17 @@ impl DaemonConfig {
             state_dir: PathBuf::from(DEFAULT_STATE_DIR).join("daemon"),
             max_local,
             max_local_per_user: ByteCount::new(max_local.get() / 2),
+            max_far: ByteCount::new(u64::MAX),
+            max_far_per_user: ByteCount::new(u64::MAX),
             max_clients: 64,
             allow: AllowedPeers::SameUser,
             lend_device: true,
         }
+    }
+
+    /// How many connections one user may have.
+    pub(super) fn max_clients_per_user(&self) -> usize {
+        (self.max_clients * 3 / 4).max(1)
     }
 
     /// Checks what no single field can say.

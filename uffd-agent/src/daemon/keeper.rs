@@ -97,6 +97,8 @@ pub(super) struct Keeper {
 enum Turn {
     On,
     End,
+    /// Its remote pages are another owner's.
+    Abandon,
     Leave,
 }
 
@@ -108,6 +110,10 @@ impl Keeper {
             match turn {
                 Turn::On => {}
                 Turn::Leave => return Ending::Left,
+                Turn::Abandon => {
+                    self.record.remove(&self.state_dir);
+                    return Ending::Over;
+                }
                 Turn::End => {
                     tracing::info!(region = %self.record.name, pid = self.record.pid, "a client's region ends");
                     self.region.end();
@@ -189,8 +195,7 @@ impl Keeper {
             Mail::News(RegionEvent::Fenced) => {
                 tracing::error!(region = %self.record.name, "a client's region has another owner");
                 self.notify(Notice::Fenced);
-                self.record.remove(&self.state_dir);
-                Turn::Leave
+                Turn::Abandon
             }
         }
     }

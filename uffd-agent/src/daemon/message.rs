@@ -126,6 +126,38 @@ pub(crate) enum Notice {
     Fenced,
 }
 
+/// Memory that a daemon's clients share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resource {
+    /// This machine's.
+    Local,
+    /// The memory nodes'.
+    Far,
+}
+
+impl Resource {
+    /// The option of `myco agent serve` that bounds it.
+    #[must_use]
+    pub const fn option(self, of_user: bool) -> &'static str {
+        match (self, of_user) {
+            (Self::Local, false) => "--max-local",
+            (Self::Local, true) => "--max-local-per-user",
+            (Self::Far, false) => "--max-far",
+            (Self::Far, true) => "--max-far-per-user",
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Local => "local memory",
+            Self::Far => "far memory",
+        })
+    }
+}
+
 /// Why the daemon does not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
@@ -137,29 +169,31 @@ pub enum Refusal {
         uid: u32,
     },
     /// As many connections as there may be.
-    #[error("the daemon has {limit} clients, and serves no more (--max-clients)")]
+    #[error(
+        "the daemon serves no more than {limit} clients{} (--max-clients)",
+        if *of_user { " of one user" } else { "" }
+    )]
     TooManyClients {
         /// The bound.
         limit: usize,
+        /// Whether it is a user's.
+        of_user: bool,
     },
     /// All clients together have too much.
-    #[error("a local budget of {asked} was asked for; the daemon has {free} left of --max-local")]
-    Budget {
-        /// Asked for.
-        asked: ByteCount,
-        /// What could be had.
-        free: ByteCount,
-    },
-    /// This user's clients together have too much.
     #[error(
-        "a local budget of {asked} was asked for; this user has {free} left of {limit} (--max-local-per-user)"
+        "{asked} of {what} was asked for; the daemon has {free} left of {limit} ({})",
+        what.option(*of_user)
     )]
-    UserBudget {
+    Budget {
+        /// Of what.
+        what: Resource,
+        /// Whether it is the user that has had its share, rather than all users together.
+        of_user: bool,
         /// Asked for.
         asked: ByteCount,
         /// What could be had.
         free: ByteCount,
-        /// A user's bound.
+        /// The bound.
         limit: ByteCount,
     },
     /// The other side speaks another version.
@@ -179,7 +213,10 @@ pub enum Refusal {
     /// No such region, or another token.
     #[error("the daemon does not know this region, or it belongs to another process")]
     UnknownRegion,
-    /// The client is not the region's.
+    /// The region is being taken over just now.
+    #[error("the region is being taken over; ask again")]
+    Busy,
+    /// Nothing can be done with it any more.
     #[error("the region is over: its process has ended, or another owner has it")]
     Over,
     /// The memory nodes gave none, or are not there.

@@ -41,7 +41,7 @@ mod visitor;
 
 pub use config::{AllowedPeers, DaemonConfig, DaemonConfigError};
 pub use intake::DescriptorFault;
-pub use message::{MAX_MESSAGE_BYTES, Refusal, VERSION};
+pub use message::{MAX_MESSAGE_BYTES, Refusal, Resource, VERSION};
 pub use placed::PlacedRegions;
 pub use server::{Daemon, StartError, Stopper};
 pub use source::{RemoteSource, SourceError};

@@ -25,6 +25,8 @@ pub(super) struct Record {
     /// When the process began: see [`crate::kernel::PidFd::began`].
     pub(super) began: u64,
     pub(super) local_budget: ByteCount,
+    /// Size of the region.
+    pub(super) bytes: ByteCount,
     pub(super) fault_workers: u8,
 }
 
@@ -146,6 +148,7 @@ mod tests {
             pid: 2,
             began: 3,
             local_budget: ByteCount::mib(4),
+            bytes: ByteCount::mib(16),
             fault_workers: 1,
         };
         record("a").write(&state_dir).expect("written");

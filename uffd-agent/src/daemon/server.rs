@@ -14,7 +14,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use mycoram_fabric::random;
@@ -107,9 +106,19 @@ impl Daemon {
             .and_then(Result::ok);
         let shared = Arc::new(Shared {
             own_uid: nix::unistd::geteuid().as_raw(),
-            ledger: Mutex::new(Ledger::new(config.max_local, config.max_local_per_user)),
+            local: Mutex::new(Ledger::new(
+                config.max_local.get(),
+                config.max_local_per_user.get(),
+            )),
+            far: Mutex::new(Ledger::new(
+                config.max_far.get(),
+                config.max_far_per_user.get(),
+            )),
+            connections: Mutex::new(Ledger::new(
+                config.max_clients as u64,
+                config.max_clients_per_user() as u64,
+            )),
             regions: Mutex::new(HashMap::new()),
-            connections: AtomicUsize::new(0),
             random: Mutex::new(random::System::open().map_err(StartError::Random)?),
             threads: Mutex::new(Vec::new()),
             closing: Arc::new(EventFd::from_flags(

@@ -2,7 +2,6 @@
 //! are. No lock here is held while anything waits.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -12,8 +11,8 @@ use nix::sys::eventfd::EventFd;
 
 use super::config::DaemonConfig;
 use super::keeper::{Mail, Mailbox};
-use super::ledger::Ledger;
-use super::message::{Refusal, in_words};
+use super::ledger::{Ledger, Shortage};
+use super::message::{Refusal, Resource, in_words};
 use super::record::Record;
 use super::socket::Peer;
 use super::source::RemoteSource;
@@ -21,17 +20,15 @@ use crate::kernel::UserfaultDevice;
 use crate::{RegionConfig, RegionName};
 
 /// What is known of a region.
-#[derive(Debug)]
 pub(super) enum State {
     /// It is being attached or taken over.
     Busy,
     /// It is served.
     Served(Arc<Mailbox>),
     /// An earlier daemon served it, and its process may not be reached from here.
-    Waiting,
+    Waiting(Promise),
 }
 
-#[derive(Debug)]
 pub(super) struct Entry {
     pub(super) record: Record,
     pub(super) state: State,
@@ -42,9 +39,10 @@ pub(super) struct Shared {
     pub(super) own_uid: u32,
     pub(super) source: Arc<dyn RemoteSource>,
     pub(super) device: Option<UserfaultDevice>,
-    pub(super) ledger: Mutex<Ledger>,
+    pub(super) local: Mutex<Ledger>,
+    pub(super) far: Mutex<Ledger>,
+    pub(super) connections: Mutex<Ledger>,
     pub(super) regions: Mutex<HashMap<RegionName, Entry>>,
-    pub(super) connections: AtomicUsize,
     pub(super) random: Mutex<random::System>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
     /// Readable when the daemon ends; never read.
@@ -55,43 +53,78 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Budget that a region was promised, given back when it is dropped.
+/// Memory that a region was promised, given back when it is dropped.
 pub(super) struct Promise {
-    pub(super) shared: Arc<Shared>,
-    pub(super) uid: u32,
-    pub(super) bytes: ByteCount,
+    shared: Arc<Shared>,
+    uid: u32,
+    local: ByteCount,
+    far: ByteCount,
+}
+
+fn refusal(what: Resource, asked: ByteCount, shortage: Shortage) -> Refusal {
+    Refusal::Budget {
+        what,
+        of_user: shortage.of_user,
+        asked,
+        free: ByteCount::new(shortage.free),
+        limit: ByteCount::new(shortage.limit),
+    }
 }
 
 impl Promise {
-    pub(super) fn make(shared: &Arc<Shared>, uid: u32, bytes: ByteCount) -> Result<Self, Refusal> {
-        lock(&shared.ledger).reserve(uid, bytes)?;
+    /// Of a region that comes in.
+    pub(super) fn make(
+        shared: &Arc<Shared>,
+        uid: u32,
+        local: ByteCount,
+        far: ByteCount,
+    ) -> Result<Self, Refusal> {
+        lock(&shared.local)
+            .reserve(uid, local.get())
+            .map_err(|shortage| refusal(Resource::Local, local, shortage))?;
+        if let Err(shortage) = lock(&shared.far).reserve(uid, far.get()) {
+            lock(&shared.local).release(uid, local.get());
+            return Err(refusal(Resource::Far, far, shortage));
+        }
         Ok(Self {
             shared: Arc::clone(shared),
             uid,
-            bytes,
+            local,
+            far,
         })
     }
 
-    /// Changes it; what is smaller is always granted.
-    pub(super) fn resize(&mut self, bytes: ByteCount) -> Result<(), Refusal> {
-        let mut ledger = lock(&self.shared.ledger);
-        ledger.release(self.uid, self.bytes);
-        match ledger.reserve(self.uid, bytes) {
-            Ok(()) => {
-                self.bytes = bytes;
-                Ok(())
-            }
-            Err(refusal) => {
-                ledger.add(self.uid, self.bytes);
-                Err(refusal)
-            }
+    /// Of a region that has it already, from an earlier daemon.
+    pub(super) fn inherit(shared: &Arc<Shared>, record: &Record) -> Self {
+        lock(&shared.local).add(record.uid, record.local_budget.get());
+        lock(&shared.far).add(record.uid, record.bytes.get());
+        Self {
+            shared: Arc::clone(shared),
+            uid: record.uid,
+            local: record.local_budget,
+            far: record.bytes,
         }
+    }
+
+    /// Promises more local memory, or less, which is always granted.
+    pub(super) fn resize(&mut self, local: ByteCount) -> Result<(), Refusal> {
+        let mut ledger = lock(&self.shared.local);
+        if let Some(more) = local.get().checked_sub(self.local.get()) {
+            ledger
+                .reserve(self.uid, more)
+                .map_err(|shortage| refusal(Resource::Local, local, shortage))?;
+        } else {
+            ledger.release(self.uid, self.local.get() - local.get());
+        }
+        self.local = local;
+        Ok(())
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        lock(&self.shared.ledger).release(self.uid, self.bytes);
+        lock(&self.shared.local).release(self.uid, self.local.get());
+        lock(&self.shared.far).release(self.uid, self.far.get());
     }
 }
 

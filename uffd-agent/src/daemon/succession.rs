@@ -24,7 +24,7 @@ pub(super) fn take_over(
     shared: &Arc<Shared>,
     record: &Record,
     brought: Option<Target>,
-) -> Result<(Region, Promise, Arc<Mailbox>), Refusal> {
+) -> Result<(Region, Arc<Mailbox>), Refusal> {
     let saved = SavedRegion::open(&shared.config.state_dir, &record.name).map_err(engine)?;
     let target = match brought {
         Some(target) => target,
@@ -38,17 +38,11 @@ pub(super) fn take_over(
                 words: in_words(&*error),
             })?;
     let mailbox = Mailbox::new().map_err(engine)?;
-    lock(&shared.ledger).add(record.uid, record.local_budget);
-    let promise = Promise {
-        shared: Arc::clone(shared),
-        uid: record.uid,
-        bytes: record.local_budget,
-    };
     let config = region_config(shared, record);
     let region =
         Region::take_over(saved, target, remote, owner, config, news(&mailbox)).map_err(engine)?;
     tracing::info!(region = %record.name, pid = record.pid, "a client's region is taken over");
-    Ok((region, promise, mailbox))
+    Ok((region, mailbox))
 }
 
 /// Takes over, one after the other, what the last daemon has left.
@@ -73,8 +67,9 @@ pub(super) fn take_over_all(shared: &Arc<Shared>) -> Result<(), StartError> {
             state: State::Busy,
         };
         lock(&shared.regions).insert(record.name.clone(), entry);
+        let promise = Promise::inherit(shared, &record);
         match take_over(shared, &record, None) {
-            Ok((region, promise, mailbox)) => {
+            Ok((region, mailbox)) => {
                 let keeper = Keeper {
                     region,
                     process,
@@ -87,16 +82,16 @@ pub(super) fn take_over_all(shared: &Arc<Shared>) -> Result<(), StartError> {
                 };
                 let keeper_of = Arc::clone(shared);
                 let name = keeper.record.name.clone();
-                set_state(shared, &name, State::Served(Arc::clone(&keeper.mailbox)));
                 if let Err(error) = spawn(shared, "myco-client", move || serve(&keeper_of, keeper))
                 {
+                    // Its region is left as it was, for the next daemon.
                     tracing::error!(%error, region = %name, "no thread for a client");
-                    set_state(shared, &name, State::Waiting);
+                    lock(&shared.regions).remove(&name);
                 }
             }
             Err(refusal) => {
                 tracing::warn!(region = %record.name, pid = record.pid, %refusal, "a client is waited for, as its region cannot be taken over without it");
-                set_state(shared, &record.name, State::Waiting);
+                set_state(shared, &record.name, State::Waiting(promise));
                 await_end(shared, process, record);
             }
         }
@@ -119,7 +114,7 @@ fn await_end(shared: &Arc<Shared>, process: PidFd, record: Record) {
         let mut regions = lock(&of.regions);
         let waiting = regions
             .get(&record.name)
-            .is_some_and(|entry| matches!(entry.state, State::Waiting));
+            .is_some_and(|entry| matches!(entry.state, State::Waiting(_)));
         if waiting {
             regions.remove(&record.name);
             drop(regions);

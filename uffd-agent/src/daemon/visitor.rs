@@ -3,27 +3,45 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mycoram_fabric::units::ByteCount;
 use mycoram_fabric::wire::FrameError;
 
 use super::arrival::{Resumption, attach, resume};
 use super::keeper::say;
 use super::message::{self, Kind, MessageError, Refusal, Reply, Request};
 use super::shared::{Shared, lock, spawn};
-use super::socket::{Packet, Socket, SocketError};
+use super::socket::{Packet, Peer, Socket, SocketError};
 use crate::kernel::PidFd;
 
 /// How long a connection may take to say what it wants: 10 s.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A place among the connections, given back when it is dropped.
-struct Place(Arc<Shared>);
+struct Place {
+    shared: Arc<Shared>,
+    uid: u32,
+}
+
+impl Place {
+    fn take(shared: &Arc<Shared>, uid: u32) -> Result<Self, Refusal> {
+        lock(&shared.connections)
+            .reserve(uid, 1)
+            .map_err(|shortage| Refusal::TooManyClients {
+                limit: shortage.limit as usize,
+                of_user: shortage.of_user,
+            })?;
+        Ok(Self {
+            shared: Arc::clone(shared),
+            uid,
+        })
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        lock(&self.shared.connections).release(self.uid, 1);
     }
 }
 
@@ -32,16 +50,23 @@ pub(super) fn refuse(socket: &Socket, refusal: Refusal) {
     let _ = say(socket, Kind::Reply, &Reply::Refused(refusal));
 }
 
+/// Gives a new connection a thread of its own, if its user may have one more.
 pub(super) fn receive_client(shared: &Arc<Shared>, socket: Socket) {
-    let limit = shared.config.max_clients;
-    let place = Place(Arc::clone(shared));
-    if shared.connections.fetch_add(1, Ordering::Relaxed) >= limit {
-        refuse(&socket, Refusal::TooManyClients { limit });
+    let Ok(peer) = socket.peer() else { return };
+    // A process of another pid namespace has the number 0: nothing can be kept for it.
+    if !shared.config.allow.allows(peer.uid, shared.own_uid) || peer.pid <= 0 {
+        refuse(&socket, Refusal::NotAllowed { uid: peer.uid });
         return;
     }
+    let place = match Place::take(shared, peer.uid) {
+        Ok(place) => place,
+        Err(refusal) => {
+            refuse(&socket, refusal);
+            return;
+        }
+    };
     let started = spawn(shared, "myco-client", move || {
-        let shared = Arc::clone(&place.0);
-        serve_client(&shared, socket);
+        serve_client(&place.shared, socket, peer);
         drop(place);
     });
     if let Err(error) = started {
@@ -49,13 +74,7 @@ pub(super) fn receive_client(shared: &Arc<Shared>, socket: Socket) {
     }
 }
 
-fn serve_client(shared: &Arc<Shared>, socket: Socket) {
-    let Ok(peer) = socket.peer() else { return };
-    // A process of another pid namespace has the number 0: nothing can be kept for it.
-    if !shared.config.allow.allows(peer.uid, shared.own_uid) || peer.pid <= 0 {
-        refuse(&socket, Refusal::NotAllowed { uid: peer.uid });
-        return;
-    }
+fn serve_client(shared: &Arc<Shared>, socket: Socket, peer: Peer) {
     let Ok(process) = PidFd::of_peer(&socket) else {
         return;
     };
@@ -119,7 +138,7 @@ fn greet(shared: &Shared, socket: &Socket) -> Result<(Request, Vec<OwnedFd>), Op
     };
     let device = shared.device.as_ref().filter(|_| lend_device);
     let welcome = Reply::Welcome {
-        free: lock(&shared.ledger).free(),
+        free: ByteCount::new(lock(&shared.local).free()),
         device: device.is_some(),
     };
     let bytes = message::encode(Kind::Reply, &welcome).map_err(|_| None)?;

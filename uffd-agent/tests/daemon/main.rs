@@ -216,12 +216,21 @@ fn budgets_are_not_promised_twice() {
     // A user may have three quarters.
     let greedy = Role::start(&place, "program", &["16", "13"]);
     let line = greedy.line();
-    assert!(line.contains("this user has 12MiB left of 12MiB"), "{line}");
+    assert!(
+        line.contains("has 12MiB left of 12MiB (--max-local-per-user)"),
+        "{line}"
+    );
+    let large = Role::start(&place, "program", &["80", "1"]);
+    let line = large.line();
+    assert!(
+        line.contains("has 64MiB left of 64MiB (--max-far-per-user)"),
+        "{line}"
+    );
     let first = Role::start(&place, "program", &["16", "8"]);
     assert_eq!(first.line(), "attached");
     let second = Role::start(&place, "program", &["16", "8"]);
     let line = second.line();
-    assert!(line.contains("this user has 4MiB left of 12MiB"), "{line}");
+    assert!(line.contains("has 4MiB left of 12MiB"), "{line}");
     assert_eq!(
         place.remote_regions(),
         1,
@@ -331,7 +340,10 @@ fn garbage_ends_its_own_connection_and_nothing_else() {
         .collect();
     let late = Role::start(&place, "program", &["16", "2"]);
     let line = late.line();
-    assert!(line.contains("8 clients"), "{line}");
+    assert!(
+        line.contains("no more than 6 clients of one user"),
+        "{line}"
+    );
     drop(idle);
     for _ in 0..2 {
         assert!(program.line().ends_with("verified"));

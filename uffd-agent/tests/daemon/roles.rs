@@ -234,6 +234,8 @@ fn daemon(place: &Path, max_local_mib: u64, allow: &str) {
     let mut config = DaemonConfig::new(place.join("agent.sock"), ByteCount::mib(max_local_mib));
     config.state_dir = place.join("state");
     config.max_local_per_user = ByteCount::mib(max_local_mib * 3 / 4);
+    config.max_far = ByteCount::mib(128);
+    config.max_far_per_user = ByteCount::mib(64);
     config.max_clients = 8;
     config.allow = match allow {
         "same" => AllowedPeers::SameUser,
