@@ -12,11 +12,14 @@ use mycoram_fabric::transport::{
 };
 use mycoram_fabric::units::{Epoch, RegionId, RemoteAddr, Rkey, TenantId};
 use mycoram_fabric::wire::data::{FRAME_BYTES, Frame, FrameKind, Status};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
 use super::conformance::client::{Client, admit, read};
 use super::conformance::data::pattern;
+use super::conformance::victim::ProcessVictim;
 use super::conformance::{Fabric, Victim, at};
 use super::{Tcp, TcpNode};
 
@@ -523,9 +526,17 @@ fn a_fenced_owner_is_told_so() {
     assert_eq!(broken.kind, ErrorKind::Fenced);
 }
 
+/// Returns when all of its threads have stopped, not when they have been told to.
+fn stop(victim: &ProcessVictim) {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let process = Pid::from_raw(victim.id() as i32);
+    kill(process, Signal::SIGSTOP).expect("our own child");
+    let status = waitpid(process, Some(WaitPidFlag::WUNTRACED)).expect("our own child");
+    assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+}
+
 #[test]
 fn a_stopped_process_is_unreachable_until_it_goes_on() {
-    use nix::sys::signal::{Signal, kill};
     let fabric = fabric();
     let victim = fabric.start_victim(8192);
     let facts = victim.facts();
@@ -539,13 +550,13 @@ fn a_stopped_process_is_unreachable_until_it_goes_on() {
     client.pair = transport
         .connect(facts.address, &facts.ticket, &config)
         .expect("admitted");
-    let process = nix::unistd::Pid::from_raw(victim.id() as i32);
     assert_eq!(client.read(0, 64, at(&facts.export, 0)), Ok(()));
-    kill(process, Signal::SIGSTOP).expect("our own child");
+    stop(&victim);
     assert_eq!(
         client.read(0, 64, at(&facts.export, 0)),
         Err(ErrorKind::PeerUnreachable)
     );
+    let process = Pid::from_raw(victim.id() as i32);
     kill(process, Signal::SIGCONT).expect("our own child");
     client.pair = transport
         .connect(facts.address, &facts.ticket, &config)
@@ -555,7 +566,6 @@ fn a_stopped_process_is_unreachable_until_it_goes_on() {
 
 #[test]
 fn a_readiness_waiter_hears_of_silence() {
-    use nix::sys::signal::{Signal, kill};
     let fabric = fabric();
     let victim = fabric.start_victim(8192);
     let facts = victim.facts();
@@ -569,8 +579,7 @@ fn a_readiness_waiter_hears_of_silence() {
     client.pair = transport
         .connect(facts.address, &facts.ticket, &config)
         .expect("admitted");
-    let process = nix::unistd::Pid::from_raw(victim.id() as i32);
-    kill(process, Signal::SIGSTOP).expect("our own child");
+    stop(&victim);
     let into = client.slice(0, 64);
     client
         .pair
