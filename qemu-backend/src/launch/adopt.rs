@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mycoram_agent::{EventHandler, Region, RegionConfig, SavedRegion};
 use mycoram_fabric::units::ByteCount;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::remote::Unused;
@@ -65,27 +66,31 @@ impl VmAttach {
         };
         let pidfd = PidFd::open_identity(record.target.process).map_err(AttachError::from)?;
 
-        let woken = wait(&pidfd, &signals, &events, notify)?;
-        let ended = |region: &Region| VmFigures::new(&record, VmState::Ended, Some(region.stats()));
-        let (outcome, figures) = match woken {
-            Woken::QemuEnded => {
-                let figures = ended(&region);
-                // The nodes get their memory back.
-                region.end();
-                (Outcome::Ended(None), figures)
-            }
-            Woken::Fenced => {
-                // Another host has this VM: the copy here must not go on.
-                let _ = pidfd.send_signal(nix::sys::signal::Signal::SIGKILL);
-                (Outcome::Ended(None), ended(&region))
-            }
-            Woken::Signal(_) => {
-                notify(Notice::ComingHome);
-                // From here on a signal does what it does by default: leave at once.
-                drop(signals);
-                let figures = VmFigures::new(&record, VmState::Running, Some(region.stats()));
-                region.detach().map_err(RunError::Detach)?;
-                (Outcome::Detached, figures)
+        let mut signals = Some(signals);
+        let (outcome, figures) = loop {
+            let woken = wait(&pidfd, signals.as_ref(), &events, notify)?;
+            let figures = |state| VmFigures::new(&record, state, Some(region.stats()));
+            match woken {
+                Woken::QemuEnded => {
+                    let figures = figures(VmState::Ended);
+                    // The nodes get their memory back.
+                    region.end();
+                    break (Outcome::Ended(None), figures);
+                }
+                Woken::Fenced => {
+                    // Another host has this VM: the copy here must not go on.
+                    let _ = pidfd.send_signal(Signal::SIGKILL);
+                    break (Outcome::Ended(None), figures(VmState::Ended));
+                }
+                Woken::Signal(_) => {
+                    notify(Notice::ComingHome);
+                    signals = None;
+                    match region.detach() {
+                        Ok(()) => break (Outcome::Detached, figures(VmState::Running)),
+                        // It goes on, or QEMU has ended: the next wait tells.
+                        Err(error) => notify(Notice::StaysAway(error)),
+                    }
+                }
             }
         };
         registry.remove(&record.name)?;

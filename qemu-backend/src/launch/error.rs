@@ -93,9 +93,4 @@ pub enum RunError {
     /// Signals or descriptors could not be set up, or waited for.
     #[error("waiting for QEMU failed")]
     Wait(#[from] io::Error),
-    /// The memory could not be brought home.
-    #[error(
-        "the VM's memory could not be brought home; QEMU keeps waiting for its agent, take over with `myco vm attach`"
-    )]
-    Detach(#[source] mycoram_agent::RegionError),
 }

@@ -157,7 +157,7 @@ fn accompany(
     notify: &mut dyn FnMut(Notice),
 ) -> Result<(), RunError> {
     loop {
-        match wait(qemu.pidfd(), signals, events, notify)? {
+        match wait(qemu.pidfd(), Some(signals), events, notify)? {
             Woken::QemuEnded => return Ok(()),
             Woken::Signal(received) => {
                 if !received.by_terminal {

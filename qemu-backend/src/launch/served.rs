@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use mycoram_agent::{EventHandler, LostPage, RegionEvent, Target};
+use mycoram_agent::{EventHandler, LostPage, RegionError, RegionEvent, Target};
 use mycoram_fabric::units::ByteCount;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,7 +20,7 @@ use crate::process::PidFd;
 use crate::registry::VmFigures;
 
 /// Something that whoever started the VM should be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Notice {
     /// The VM's memory is served from now on.
     Attached {
@@ -51,8 +51,11 @@ pub enum Notice {
     },
     /// Another owner with a higher epoch has the VM's memory: nothing is served any more.
     Fenced,
-    /// The memory is being brought home, so that QEMU can go on alone.
+    /// The memory is being brought home, so that QEMU can go on alone. A signal from now on ends us at
+    /// once; QEMU then waits for another agent.
     ComingHome,
+    /// The memory cannot be brought home. It is served as before.
+    StaysAway(RegionError),
 }
 
 /// A VM that is not ours any more.
@@ -134,17 +137,22 @@ pub(super) enum Woken {
     Fenced,
 }
 
-/// Waits for the end of QEMU or a signal; the region's events become notices.
+/// Waits for the end of QEMU or a signal; the region's events become notices. Without `signals` they do what
+/// they do by default.
 pub(super) fn wait(
     pidfd: &PidFd,
-    signals: &Signals,
+    signals: Option<&Signals>,
     events: &Events,
     notify: &mut dyn FnMut(Notice),
 ) -> Result<Woken, RunError> {
     loop {
         let mut fds = [
             PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            // In its place, the bell twice does no harm.
+            PollFd::new(
+                signals.map_or(events.bell.as_fd(), AsFd::as_fd),
+                PollFlags::POLLIN,
+            ),
             PollFd::new(events.bell.as_fd(), PollFlags::POLLIN),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
@@ -164,7 +172,7 @@ pub(super) fn wait(
         if pidfd.has_exited()? {
             return Ok(Woken::QemuEnded);
         }
-        if let Some(received) = signals.next()? {
+        if let Some(received) = signals.map(Signals::next).transpose()?.flatten() {
             return Ok(Woken::Signal(received));
         }
         if fenced {
