@@ -9,6 +9,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 /// What ends a VM when it is sent to us.
 const FORWARDED: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
 
+/// [`FORWARDED`] as a set.
+pub(super) fn forwarded() -> SigSet {
+    FORWARDED.into_iter().collect()
+}
+
 /// A signal that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Received {
@@ -27,10 +32,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Blocks them in this thread and in those it starts from now on: so before any other thread.
     pub(super) fn block() -> io::Result<Self> {
-        let mut set = SigSet::empty();
-        for signal in FORWARDED {
-            set.add(signal);
-        }
+        let set = forwarded();
         let mut former = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut former))?;
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;

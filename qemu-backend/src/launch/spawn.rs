@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::SpawnError;
+use super::signals::forwarded;
 use crate::process::PidFd;
 use crate::qmp::{Qmp, QmpError};
 
@@ -50,12 +51,15 @@ pub fn spawn(
             "socket,id=mycoram-qmp,fd={number},server=on,wait=off"
         ))
         .args(["-mon", "chardev=mycoram-qmp,mode=control"]);
-    // SAFETY: fcntl is async-signal-safe; the descriptor is the child's copy of the listener.
+    let blocked_by_us = forwarded();
+    // SAFETY: fcntl and sigprocmask are async-signal-safe; the descriptor is the child's copy of the listener.
     unsafe {
         command.pre_exec(move || {
             if libc::fcntl(number, libc::F_SETFD, 0) < 0 {
                 return Err(io::Error::last_os_error());
             }
+            // A mask is inherited, and QEMU does not look at it.
+            blocked_by_us.thread_unblock()?;
             Ok(())
         });
     }
