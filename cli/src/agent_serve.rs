@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::command::Outcome;
 use crate::exit_codes;
 use crate::failure::Failure;
+use crate::limits;
 use crate::output::Output;
 
 #[derive(Debug, clap::Args)]
@@ -97,6 +98,8 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
     signals
         .thread_block()
         .map_err(|errno| Failure::new(exit_codes::FAILURE, errno))?;
+    // Each program has some fifty descriptors open here.
+    limits::raise();
     let features = KernelFeatures::probe().map_err(|error| {
         Failure::new(exit_codes::PERMISSION, error)
             .advise("run it as root, or give it CAP_SYS_PTRACE")

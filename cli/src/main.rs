@@ -17,6 +17,7 @@ mod completions;
 mod durations;
 mod exit_codes;
 mod failure;
+mod limits;
 mod logging;
 mod man;
 mod node;

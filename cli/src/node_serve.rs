@@ -11,7 +11,6 @@ use mycoram_fabric::node::{
     StartError, start_data_server,
 };
 use mycoram_fabric::units::ByteCount;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
@@ -19,6 +18,7 @@ use crate::command::Outcome;
 use crate::durations;
 use crate::exit_codes;
 use crate::failure::Failure;
+use crate::limits;
 use crate::node::{self, Transport};
 use crate::output::Output;
 
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
     signals
         .thread_block()
         .map_err(|errno| Failure::new(exit_codes::FAILURE, errno))?;
-    raise_limits();
+    limits::raise();
 
     let hugepages = match args.hugepages {
         None => HugePages::Off,
@@ -167,19 +167,6 @@ fn wait(signals: &SigSet) -> Result<Signal, Failure> {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Descriptors for many connections, and memory that may be pinned: as far as the system lets us. What
-/// then still fails says so itself.
-fn raise_limits() {
-    for limit in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_MEMLOCK] {
-        if let Ok((soft, hard)) = getrlimit(limit)
-            && soft < hard
-            && let Err(errno) = setrlimit(limit, hard, hard)
-        {
-            tracing::debug!(?limit, %errno, "a resource limit could not be raised");
-        }
-    }
 }
 
 fn pool_failure(error: PoolError) -> Failure {

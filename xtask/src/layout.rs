@@ -35,6 +35,8 @@ const TWO_ROOMS_LINES: usize = 1200;
 const PURE: &[&str] = &[
     "uffd-agent/src/engine",
     "uffd-agent/src/policy",
+    "uffd-agent/src/daemon/ledger.rs",
+    "uffd-agent/src/daemon/message.rs",
     "fabric/src/transport/sim",
     "fabric/src/wire",
     "fabric/src/units.rs",
