@@ -27,7 +27,7 @@ pub(crate) fn write(bytes: &mut [u8; PAGE_BYTES], seed: u64, page: u64, generati
     }
 }
 
-/// Whether the bytes are what [`write`] wrote.
+/// Whether the bytes are what [`write()`] wrote.
 pub(crate) fn is(bytes: &[u8; PAGE_BYTES], seed: u64, page: u64, generation: u64) -> bool {
     let base = base(seed, page, generation);
     (0u64..).zip(bytes.chunks_exact(8)).all(|(word, chunk)| {

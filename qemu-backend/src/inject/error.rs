@@ -58,7 +58,7 @@ pub enum InjectError {
         /// The wait status.
         status: i32,
     },
-    /// More signals than [`super::tracee::MAX_STOPS`] came while waiting for one stop.
+    /// More signals than `MAX_STOPS` came while waiting for one stop.
     #[error("process {pid} got so many signals that it could not be stopped for a call")]
     TooManyStops {
         /// The target.

@@ -38,7 +38,7 @@ pub enum QmpError {
         /// How long was waited.
         limit: Duration,
     },
-    /// A message is longer than [`super::connection::MAX_MESSAGE_BYTES`].
+    /// A message is longer than `MAX_MESSAGE_BYTES`.
     #[error("QEMU sent a message of more than {limit} bytes")]
     TooLong {
         /// The bound.

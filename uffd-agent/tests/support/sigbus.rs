@@ -7,7 +7,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 /// SIGBUS signals that were caught.
 pub static CAUGHT: AtomicU64 = AtomicU64::new(0);
-const GOT_SIGBUS: u64 = 0xb05_0000_b05;
+const GOT_SIGBUS: u64 = 0xb0_5000_0b05;
 
 #[cfg(target_arch = "x86_64")]
 extern "C" fn step_over(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
