@@ -398,7 +398,7 @@ impl Connection {
         let place = if len == 0 {
             // Nothing is touched, so nothing is checked.
             Some(0)
-        } else if atomic && frame.addr.get() % 8 != 0 {
+        } else if atomic && !frame.addr.get().is_multiple_of(8) {
             None
         } else {
             keys.resolve(session.tenant, frame.rkey, frame.addr, len)

@@ -1,0 +1,665 @@
+//! Nodes, sessions and lanes in simulated time, under everything that can happen to them.
+//!
+//! Each seed is a story: pages are read and written in runs, while nodes are cut off, die as processes
+//! or with their machine, are started again, and owners are succeeded. Whatever happens, each request is
+//! answered exactly once; a page that is read is as it was last written; a page is lost only if its
+//! node died; and an owner that was succeeded changes nothing any more. A failure prints its seed:
+//! `SIM_SEED=n cargo test -p mycoram-fabric --test sim_remote` tells that story again.
+
+mod sim_cluster;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mycoram_fabric::pages::{
+    Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
+};
+use mycoram_fabric::placement::{NodeEntry, RegionEntry};
+use mycoram_fabric::remote::{Remote, RemoteOptions, Transports};
+use mycoram_fabric::session::{Dial, Identity, Session};
+use mycoram_fabric::transport::sim::{SimConfig, SimNetwork};
+use mycoram_fabric::transport::{
+    Mapping, Operation, QueuePairConfig, RemoteSlice, Transport, TransportKind, WorkId, WorkRequest,
+};
+use mycoram_fabric::units::{
+    ByteCount, Epoch, ExtentIndex, PAGE_BYTES, PageIndex, RegionId, TenantId,
+};
+use mycoram_fabric::wire::control::Token;
+use sim_cluster::{
+    Dice, Everywhere, Machine, Machines, NODES, SimClock, SimDial, control, core, machines,
+};
+
+const EXTENT_PAGES: u32 = 4;
+const EXTENTS: u32 = 24;
+const PAGES: u32 = EXTENT_PAGES * EXTENTS;
+const FRAMES: u32 = 64;
+/// Frames of one request; requests have frames of their own.
+const RUN: u16 = 4;
+/// A node is cut off for no longer than this, and then left alone for as long: far below the deadline.
+const CUT: Duration = Duration::from_millis(900);
+const STEPS: u32 = 600;
+/// Virtual time after which every request must have been answered.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// What a fenced owner writes. No page ever contains it.
+const POISON: u64 = (1 << 40) - 1;
+
+/// The network of a story.
+#[derive(Clone, Copy)]
+enum Weather {
+    /// A little loss.
+    Fair,
+    /// Messages take up to 0.6 s: queue pairs break while their work is still under way.
+    Foul,
+}
+
+impl Weather {
+    fn config(self, seed: u64) -> SimConfig {
+        match self {
+            Self::Fair => SimConfig {
+                loss_per_million: 2000,
+                ..SimConfig::seeded(seed)
+            },
+            Self::Foul => SimConfig {
+                max_delay_us: 600_000,
+                ..SimConfig::seeded(seed)
+            },
+        }
+    }
+
+    /// In foul weather a queue pair may break many times before a request gets through.
+    fn deadline_ms(self) -> u32 {
+        match self {
+            Self::Fair => 3000,
+            Self::Foul => 500_000,
+        }
+    }
+
+    /// Kinds of steps, of a thousand. Death is left out of foul weather, where nobody hears of it.
+    fn step(self, dice: &mut Dice) -> u64 {
+        match self {
+            Self::Fair => dice.roll(1000),
+            Self::Foul => match dice.roll(1000) {
+                975..996 => 996,
+                other => other,
+            },
+        }
+    }
+}
+
+/// What a page may contain: one version, or several while a write is under way or has been fenced.
+#[derive(Clone, Debug)]
+struct PageModel {
+    versions: BTreeSet<u64>,
+    busy: bool,
+    lost: bool,
+}
+
+struct Outstanding {
+    request: PageRequest,
+    version: u64,
+}
+
+struct Story {
+    weather: Weather,
+    dice: Dice,
+    network: SimNetwork,
+    machines: Machines,
+    transports: Transports,
+    options: RemoteOptions,
+    remote: Arc<Remote>,
+    lane: Box<dyn PageLane>,
+    /// The former owner's lane, and what it still waits for.
+    former: Option<(Box<dyn PageLane>, BTreeSet<u64>)>,
+    pages: Vec<PageModel>,
+    outstanding: BTreeMap<u64, Outstanding>,
+    free_frames: Vec<u32>,
+    next_tag: u64,
+    /// Nodes that have died since the region was made.
+    died: BTreeSet<usize>,
+    answered: u64,
+    lost: u64,
+    fenced: bool,
+}
+
+fn contents(page: u32, version: u64) -> Vec<u8> {
+    if version == 0 {
+        return vec![0; PAGE_BYTES];
+    }
+    let word = (u64::from(page) << 40 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    word.to_le_bytes().repeat(PAGE_BYTES / 8)
+}
+
+/// The first of each request's frames.
+fn frames() -> Vec<u32> {
+    (0..FRAMES / u32::from(RUN))
+        .map(|n| n * u32::from(RUN))
+        .collect()
+}
+
+fn lane_config(weather: Weather) -> LaneConfig {
+    LaneConfig {
+        frames: FRAMES,
+        depth: 8,
+        node_deadline_ms: weather.deadline_ms(),
+    }
+}
+
+impl Story {
+    fn begin(seed: u64, weather: Weather) -> Self {
+        let network = SimNetwork::new(weather.config(seed));
+        let machines = machines(&network);
+        let options = RemoteOptions {
+            dial: Arc::new(SimDial {
+                network: network.clone(),
+                machines: Arc::clone(&machines),
+            }),
+            clock: Arc::new(SimClock(network.clone())),
+            watched: false,
+            owner: 1,
+            token: Token([7; 16]),
+        };
+        let entries = (0..NODES).map(|index| NodeEntry {
+            name: format!("n{index}"),
+            control: control(index),
+            transport: TransportKind::Sim,
+        });
+        let transports = Transports::new().with(Arc::new(network.transport()));
+        let bytes = |pages: u32| ByteCount::new(u64::from(pages) * PAGE_BYTES as u64);
+        let region = RegionEntry {
+            id: RegionId::new(1),
+            tenant: TenantId::new(1),
+            epoch: Epoch::new(1),
+            bytes: bytes(PAGES),
+            extent_bytes: bytes(EXTENT_PAGES),
+        };
+        let placement = Everywhere(entries.collect());
+        let remote = Remote::create(&placement, &transports, &region, &options).expect("room");
+        let lane = remote.open_lane(&lane_config(weather)).expect("a lane");
+        let page = PageModel {
+            versions: BTreeSet::from([0]),
+            busy: false,
+            lost: false,
+        };
+        Self {
+            weather,
+            dice: Dice(seed ^ 0x5151),
+            network,
+            machines,
+            transports,
+            options,
+            remote,
+            lane,
+            former: None,
+            pages: vec![page; PAGES as usize],
+            outstanding: BTreeMap::new(),
+            free_frames: (0..FRAMES / u32::from(RUN))
+                .map(|n| n * u32::from(RUN))
+                .collect(),
+            next_tag: 0,
+            died: BTreeSet::new(),
+            answered: 0,
+            lost: 0,
+            fenced: false,
+        }
+    }
+
+    fn run(&mut self) {
+        for _ in 0..STEPS {
+            self.heal_in_time();
+            match self.weather.step(&mut self.dice) {
+                0..500 => self.ask(),
+                500..600 => self.lane.ring(),
+                600..800 => {
+                    let us = 1 + self.dice.roll(2000);
+                    self.network.advance(Duration::from_micros(us));
+                }
+                800..830 => {
+                    let ms = 1 + self.dice.roll(400);
+                    self.network.advance(Duration::from_millis(ms));
+                }
+                830..975 => self.poll(),
+                975..990 => self.cut(),
+                990..994 => self.kill(),
+                994..996 => self.restart(),
+                _ => self.succeed(),
+            }
+        }
+        self.end_former();
+        self.finish();
+        self.check_what_is_left();
+    }
+
+    /// Asks for a run of pages of which none is under way, as an agent does.
+    fn ask(&mut self) {
+        let run = 1 + self.dice.roll(u64::from(RUN)) as u16;
+        let page = self.dice.roll(u64::from(PAGES - u32::from(run) + 1)) as u32;
+        let range = page as usize..(page + u32::from(run)) as usize;
+        if self.pages[range.clone()].iter().any(|page| page.busy) || self.lane.free_slots() == 0 {
+            return;
+        }
+        let Some(frame) = self.free_frames.pop() else {
+            return;
+        };
+        let write = self.dice.roll(2) == 0;
+        self.next_tag += 1;
+        let version = self.next_tag;
+        for (nth, page) in (page..page + u32::from(run)).enumerate() {
+            let at = (frame as usize + nth) * PAGE_BYTES;
+            let bytes = if write {
+                contents(page, version)
+            } else {
+                vec![0xee; PAGE_BYTES]
+            };
+            self.lane.frames().copy_in(at, &bytes).expect("frames");
+            let model = &mut self.pages[page as usize];
+            model.busy = true;
+            if write {
+                model.versions.insert(version);
+            }
+        }
+        let request = PageRequest {
+            tag: self.next_tag,
+            direction: if write {
+                Direction::Write
+            } else {
+                Direction::Read
+            },
+            page: PageIndex::new(page),
+            run,
+            frame: FrameIndex(frame),
+        };
+        self.lane.queue(request).expect("there was room");
+        self.outstanding
+            .insert(self.next_tag, Outstanding { request, version });
+    }
+
+    fn poll(&mut self) {
+        self.poll_former();
+        let mut done = Vec::with_capacity(8);
+        while self.lane.poll(&mut done) > 0 {
+            for done in done.drain(..) {
+                self.answer(&done);
+            }
+        }
+    }
+
+    fn answer(&mut self, done: &PageDone) {
+        let asked = self.outstanding.remove(&done.tag);
+        let Outstanding { request, version } = asked.expect("answered twice, or never asked");
+        assert_eq!(
+            (done.page, done.run, done.frame),
+            (request.page, request.run, request.frame)
+        );
+        self.answered += 1;
+        self.free_frames.push(request.frame.0);
+        for nth in 0..u32::from(request.run) {
+            let page = request.page.get() + nth;
+            let model = &mut self.pages[page as usize];
+            model.busy = false;
+            match done.result {
+                Ok(()) if request.direction == Direction::Write => {
+                    assert!(!model.lost, "page {page} was lost, and is written");
+                    model.versions = BTreeSet::from([version]);
+                }
+                Ok(()) => {
+                    assert!(!model.lost, "page {page} was lost, and is read");
+                    let mut bytes = vec![0; PAGE_BYTES];
+                    let at = (request.frame.0 + nth) as usize * PAGE_BYTES;
+                    self.lane.frames().copy_out(at, &mut bytes).expect("frames");
+                    let found = model
+                        .versions
+                        .iter()
+                        .copied()
+                        .find(|v| contents(page, *v) == bytes);
+                    let found = found.unwrap_or_else(|| panic!("page {page} is as it never was"));
+                    // From now on it is this.
+                    model.versions = BTreeSet::from([found]);
+                }
+                Err(PageError::Lost { node }) => {
+                    self.lost += 1;
+                    let node = usize::from(node);
+                    assert!(self.died.contains(&node), "n{node} is given up, and lives");
+                    // The run may have pages on other nodes, whose writes may have been carried out.
+                    if (page / EXTENT_PAGES) as usize % NODES == node {
+                        model.lost = true;
+                    }
+                }
+                Err(PageError::Fenced) => assert!(self.fenced, "fenced, and nobody came"),
+            }
+        }
+    }
+
+    fn machine<T>(&self, index: usize, change: impl FnOnce(&mut Machine) -> T) -> T {
+        change(&mut self.machines[index].lock().expect("no panic"))
+    }
+
+    fn cut(&mut self) {
+        let index = self.dice.roll(NODES as u64) as usize;
+        let now = self.network.now();
+        self.machine(index, |machine| {
+            if machine.core.is_some()
+                && machine.cut_since.is_none()
+                && machine.left_alone_until <= now
+            {
+                machine.cut_since = Some(now);
+                self.network.cut(machine.data);
+            }
+        });
+    }
+
+    fn heal_in_time(&self) {
+        let now = self.network.now();
+        for index in 0..NODES {
+            self.machine(index, |machine| {
+                if machine.cut_since.is_some_and(|since| now - since >= CUT) {
+                    machine.cut_since = None;
+                    machine.left_alone_until = now + CUT;
+                    self.network.heal(machine.data);
+                }
+            });
+        }
+    }
+
+    fn kill(&mut self) {
+        let index = self.dice.roll(NODES as u64) as usize;
+        // One of them always lives.
+        if self.died.len() + 1 >= NODES && !self.died.contains(&index) {
+            return;
+        }
+        let whole_machine = self.dice.roll(2) == 0;
+        let killed = self.machine(index, |machine| {
+            let alive = machine.core.take().is_some();
+            if alive {
+                machine.machine_died = whole_machine;
+                if whole_machine {
+                    self.network.kill_machine(machine.data);
+                } else {
+                    self.network.kill_process(machine.data);
+                }
+            }
+            alive
+        });
+        if killed {
+            self.died.insert(index);
+        }
+    }
+
+    fn restart(&mut self) {
+        let index = self.dice.roll(NODES as u64) as usize;
+        let network = self.network.clone();
+        self.machine(index, |machine| {
+            if machine.core.is_none() && machine.cut_since.is_none() {
+                machine.incarnation += 1;
+                machine.machine_died = false;
+                let (core, _) = core(&network, Some(machine.data), machine.incarnation);
+                machine.core = Some(core);
+            }
+        });
+    }
+
+    /// A successor takes over, whatever the owner is doing. The former owner goes on as if nothing were.
+    fn succeed(&mut self) {
+        self.end_former();
+        let mut options = self.options.clone();
+        options.owner += 1;
+        let directory = self.remote.directory();
+        let opened = Remote::reopen(&directory, &self.transports, &options)
+            .ok()
+            .and_then(|successor| {
+                let lane = successor.open_lane(&lane_config(self.weather)).ok()?;
+                Some((successor, lane))
+            });
+        let Some((successor, lane)) = opened else {
+            // A node does not answer now. Some of the others may have let the successor in.
+            self.fenced = true;
+            return;
+        };
+        let mut former = std::mem::replace(&mut self.lane, lane);
+        self.remote = successor;
+        self.options = options;
+        self.fenced = false;
+        let outstanding = std::mem::take(&mut self.outstanding);
+        let mut waits: BTreeSet<u64> = outstanding.keys().copied().collect();
+        for outstanding in outstanding.into_values() {
+            let request = outstanding.request;
+            let first = request.page.get() as usize;
+            for page in &mut self.pages[first..first + usize::from(request.run)] {
+                page.busy = false;
+            }
+        }
+        // Frames that nothing of the former owner's is under way in.
+        while let Some(frame) = self.free_frames.pop().filter(|_| former.free_slots() > 0) {
+            let page = self.dice.roll(u64::from(PAGES)) as u32;
+            let at = frame as usize * PAGE_BYTES;
+            former
+                .frames()
+                .copy_in(at, &contents(page, POISON))
+                .expect("frames");
+            self.next_tag += 1;
+            waits.insert(self.next_tag);
+            former
+                .queue(PageRequest {
+                    tag: self.next_tag,
+                    direction: Direction::Write,
+                    page: PageIndex::new(page),
+                    run: 1,
+                    frame: FrameIndex(frame),
+                })
+                .expect("there was room");
+        }
+        former.ring();
+        self.free_frames = frames();
+        self.former = Some((former, waits));
+    }
+
+    /// The former owner, too, hears of each of its requests once, and of none that came too late that it
+    /// was done.
+    fn poll_former(&mut self) {
+        if let Some((lane, waits)) = &mut self.former {
+            let mut done = Vec::with_capacity(64);
+            lane.poll(&mut done);
+            for done in done {
+                assert!(waits.remove(&done.tag), "answered twice, or never asked");
+            }
+        }
+    }
+
+    fn end_former(&mut self) {
+        let until = self.network.now() + PATIENCE;
+        while self
+            .former
+            .as_ref()
+            .is_some_and(|(_, waits)| !waits.is_empty())
+        {
+            assert!(
+                self.network.now() < until,
+                "the former owner is never answered"
+            );
+            self.heal_in_time();
+            self.network.advance(Duration::from_millis(5));
+            self.poll_former();
+        }
+        self.former = None;
+    }
+
+    /// Lets time pass until every request is answered.
+    fn finish(&mut self) {
+        let until = self.network.now() + PATIENCE;
+        self.lane.ring();
+        while !self.outstanding.is_empty() {
+            assert!(
+                self.network.now() < until,
+                "never answered: {:?}",
+                self.outstanding.keys()
+            );
+            self.heal_in_time();
+            self.network.advance(Duration::from_millis(5));
+            self.poll();
+        }
+        assert_eq!(self.free_frames.len() as u32, FRAMES / u32::from(RUN));
+    }
+
+    /// Every page of a node that has never died is there.
+    fn check_what_is_left(&mut self) {
+        if self.fenced {
+            return;
+        }
+        for page in 0..PAGES {
+            let frame = self.free_frames.pop().expect("nothing is under way");
+            self.next_tag += 1;
+            let request = PageRequest {
+                tag: self.next_tag,
+                direction: Direction::Read,
+                page: PageIndex::new(page),
+                run: 1,
+                frame: FrameIndex(frame),
+            };
+            let version = self.next_tag;
+            self.lane.queue(request).expect("room");
+            self.outstanding
+                .insert(self.next_tag, Outstanding { request, version });
+            self.finish();
+            let node = (page / EXTENT_PAGES) as usize % NODES;
+            assert!(
+                self.died.contains(&node) || !self.pages[page as usize].lost,
+                "page {page} is lost, and its node lives"
+            );
+        }
+        assert!(self.answered >= u64::from(PAGES));
+    }
+}
+
+fn tell(seed: u64, weather: Weather) -> (u64, u64, u64) {
+    let mut story = Story::begin(seed, weather);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| story.run()));
+    if let Err(panic) = result {
+        eprintln!("the story of SIM_SEED={seed} fails");
+        std::panic::resume_unwind(panic);
+    }
+    (story.network.digest(), story.answered, story.lost)
+}
+
+/// Tells many stories, or the one of SIM_SEED; how much was answered, and how much lost.
+fn tell_all(seeds: u64, weather: Weather) -> (u64, u64) {
+    if let Ok(seed) = std::env::var("SIM_SEED") {
+        let (_, answered, lost) = tell(seed.parse().expect("a number"), weather);
+        return (answered, lost);
+    }
+    (0..seeds).fold((0, 0), |(answered, lost), seed| {
+        let (_, more, gone) = tell(seed, weather);
+        (answered + more, lost + gone)
+    })
+}
+
+#[test]
+fn whatever_happens_every_request_is_answered_once_and_pages_are_as_written() {
+    let (answered, lost) = tell_all(150, Weather::Fair);
+    // The stories are about something: work was done, and some of it met death.
+    assert!(answered > 100, "{answered} requests were answered");
+    assert!(lost > 0, "{lost} pages were lost");
+}
+
+#[test]
+fn nodes_that_are_slow_are_asked_again_until_they_answer() {
+    let (answered, lost) = tell_all(25, Weather::Foul);
+    assert!(answered > 100, "{answered} requests were answered");
+    assert_eq!(lost, 0, "nobody died");
+}
+
+/// A queue pair is replaced while its write is still under way: it never lands, so nothing that is
+/// written over its successor can be overwritten by it.
+#[test]
+fn a_write_that_is_late_does_not_land_behind_those_of_the_next_queue_pair() {
+    let network = SimNetwork::new(SimConfig {
+        min_delay_us: 100_000,
+        max_delay_us: 100_000,
+        ..SimConfig::seeded(1)
+    });
+    let machines = machines(&network);
+    let dial = SimDial {
+        network: network.clone(),
+        machines,
+    };
+    let identity = Identity {
+        tenant: TenantId::new(1),
+        region: RegionId::new(1),
+        epoch: Epoch::new(1),
+        token: Token([1; 16]),
+        owner: 1,
+    };
+    let channel = dial.dial(control(0)).expect("a channel");
+    let mut session = Session::open(channel, identity, true).expect("a session");
+    let bytes = ByteCount::new(PAGE_BYTES as u64);
+    let grants = session
+        .allocate(bytes, &[ExtentIndex::new(0)])
+        .expect("room");
+    let at = RemoteSlice {
+        addr: grants[0].addr,
+        rkey: grants[0].rkey,
+    };
+    let transport = network.transport();
+    let frames = Arc::new(Mapping::anonymous(3 * PAGE_BYTES).expect("memory"));
+    let local = transport.register(Arc::clone(&frames)).expect("registered");
+    let config = QueuePairConfig {
+        response_timeout_ms: 1000,
+        ..QueuePairConfig::default()
+    };
+    let data = session.welcome().data;
+    let slice = |page: usize| local.slice(page * PAGE_BYTES, PAGE_BYTES).expect("inside");
+    let work = |operation| WorkRequest {
+        id: WorkId(1),
+        operation,
+        signaled: true,
+    };
+    let write = |page| {
+        work(Operation::Write {
+            from: slice(page),
+            into: at,
+        })
+    };
+    frames.copy_in(0, &contents(0, 1)).expect("inside");
+    frames.copy_in(PAGE_BYTES, &contents(0, 2)).expect("inside");
+
+    let first = session.ticket(None).expect("a ticket");
+    let mut broken = transport.connect(data, &first, &config).expect("connected");
+    broken.post(&[write(0)]).expect("room");
+    let second = session.ticket(Some(first)).expect("another ticket");
+    let mut next = transport
+        .connect(data, &second, &config)
+        .expect("connected");
+    let mut done = Vec::with_capacity(4);
+    next.post(&[write(1)]).expect("room");
+    while next.poll(&mut done) == 0 {
+        next.wait(Duration::from_millis(10));
+    }
+    assert_eq!(done[0].result, Ok(()));
+    // Whatever was under way has come, or never does.
+    network.advance(Duration::from_secs(10));
+    done.clear();
+    broken.poll(&mut done);
+    assert!(done[0].result.is_err(), "it was refused");
+    done.clear();
+    next.post(&[work(Operation::Read {
+        into: slice(2),
+        from: at,
+    })])
+    .expect("room");
+    while next.poll(&mut done) == 0 {
+        next.wait(Duration::from_millis(10));
+    }
+    let mut found = vec![0; PAGE_BYTES];
+    frames.copy_out(2 * PAGE_BYTES, &mut found).expect("inside");
+    assert!(
+        found == contents(0, 2),
+        "the page is as it was last written"
+    );
+}
+
+#[test]
+fn the_same_seed_tells_the_same_story() {
+    for seed in [3, 77] {
+        assert_eq!(tell(seed, Weather::Fair), tell(seed, Weather::Fair));
+        assert_eq!(tell(seed, Weather::Foul), tell(seed, Weather::Foul));
+    }
+}
