@@ -177,8 +177,8 @@ fn config(args: &Args) -> DaemonConfig {
     config
 }
 
-/// A daemon that is swapped out makes all its programs wait.
-fn keep_in_memory() {
+/// An agent that is swapped out makes all its programs wait.
+pub(crate) fn keep_in_memory() {
     // Without the right to lock all of it, a limit would make later allocations fail.
     if nix::unistd::geteuid().is_root()
         && let Err(error) = lock_process()
@@ -187,11 +187,11 @@ fn keep_in_memory() {
     }
 }
 
-fn nodes_failure(error: NodesFileError) -> Failure {
+pub(crate) fn nodes_failure(error: NodesFileError) -> Failure {
     Failure::new(exit_codes::CONFIG, error)
 }
 
-fn transport_failure(error: TransportError) -> Failure {
+pub(crate) fn transport_failure(error: TransportError) -> Failure {
     Failure::new(exit_codes::MISSING, error)
         .advise("nodes with transport = \"tcp\" are reached without a device")
 }

@@ -26,7 +26,9 @@ mod node_status;
 mod output;
 mod version;
 mod vm;
+mod vm_attach;
 mod vm_list;
+mod vm_run;
 mod vm_stats;
 
 use std::process::ExitCode;

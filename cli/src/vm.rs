@@ -1,15 +1,28 @@
-//! `myco vm`: QEMUs on far memory.
+//! `myco vm`: QEMUs on far memory. What its verbs share: options of the far side, words on stderr, failures.
 
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Subcommand;
+use mycoram_agent::daemon::PlacedRegions;
+use mycoram_agent::{ConfigError, RegionConfig, RegionName};
+use mycoram_control::NodesFile;
+use mycoram_fabric::placement::Placement;
+use mycoram_fabric::remote::{CreateError, Transports};
+use mycoram_fabric::units::ByteCount;
+use mycoram_qemu::attach::{AttachError, AttachOptions};
+use mycoram_qemu::inject::InjectError;
+use mycoram_qemu::launch::{Notice, Ran, RunError, SpawnError, has_direct_io};
 use mycoram_qemu::registry::{Registry, RegistryError};
 
+use crate::agent_serve::{keep_in_memory, nodes_failure, transport_failure};
 use crate::command::Outcome;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::{vm_list, vm_stats};
+use crate::{vm_attach, vm_list, vm_run, vm_stats};
 
 /// Run QEMU guests whose RAM lives on memory nodes
 #[derive(Debug, clap::Args)]
@@ -20,6 +33,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Start a QEMU with its RAM on memory nodes, and stay with it until it ends
+    Run(Box<vm_run::Args>),
+    /// Put the RAM of a running QEMU on memory nodes, or take over from an agent that died
+    Attach(Box<vm_attach::Args>),
     /// List the VMs that run on this machine
     List(vm_list::Args),
     /// Show what a VM's memory has done, and what of it is resident
@@ -28,14 +45,151 @@ enum Verb {
 
 pub(crate) fn run(args: Args, output: &Output) -> Outcome {
     match args.verb {
+        Verb::Run(args) => vm_run::run(*args),
+        Verb::Attach(args) => vm_attach::run(*args),
         Verb::List(args) => vm_list::run(&args, output),
         Verb::Stats(args) => vm_stats::run(&args, output),
     }
 }
 
+/// How long pages wait for disks that write past the page cache.
+const DIRECT_SETTLE_MS: u32 = 50;
+
+/// What is local, and where the rest goes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Far {
+    /// How much of the guest's RAM may be resident on this machine, such as 1GiB
+    #[arg(long, value_name = "SIZE")]
+    local: ByteCount,
+
+    /// The memory nodes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nodes: PathBuf,
+
+    /// Threads that serve faults
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    fault_workers: u8,
+
+    /// Threads that evict
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    eviction_workers: u8,
+
+    /// How long an evicted page is kept for a disk that still writes into it, ms [default: 50 if QEMU has a
+    /// disk with cache=none or aio=native, else 2]
+    #[arg(long, value_name = "MS")]
+    settle_ms: Option<u32>,
+
+    /// Where the page table and the figures live, for a successor: a directory on tmpfs
+    #[arg(long, value_name = "DIR", default_value = mycoram_agent::DEFAULT_STATE_DIR)]
+    state_dir: PathBuf,
+}
+
+/// The far side, known but not yet used.
+pub(crate) struct OpenFar {
+    pub(crate) source: PlacedRegions,
+    pub(crate) extent_bytes: ByteCount,
+}
+
+impl Far {
+    pub(crate) fn open(&self) -> Result<OpenFar, Failure> {
+        let file = NodesFile::read(&self.nodes).map_err(nodes_failure)?;
+        let placement = file.placement();
+        let transports = Transports::for_nodes(placement.nodes()).map_err(transport_failure)?;
+        keep_in_memory();
+        Ok(OpenFar {
+            source: PlacedRegions::new(Arc::new(placement), transports),
+            extent_bytes: file.extent_bytes(),
+        })
+    }
+
+    /// The region and how to attach it, for a QEMU with these arguments.
+    pub(crate) fn region(
+        &self,
+        name: RegionName,
+        qemu: &[OsString],
+    ) -> (RegionConfig, AttachOptions) {
+        let direct = has_direct_io(qemu);
+        let defaults = RegionConfig::new(name, self.local);
+        let mut attach = AttachOptions::default();
+        if direct {
+            // More places to wait, for pages that wait longer.
+            attach.parking_pipes = mycoram_agent::MAX_PARKING_PIPES;
+        }
+        let region = RegionConfig {
+            fault_workers: self.fault_workers,
+            eviction_workers: self.eviction_workers,
+            settle_ms: match self.settle_ms {
+                Some(settle_ms) => settle_ms,
+                None if direct => DIRECT_SETTLE_MS,
+                None => defaults.settle_ms,
+            },
+            state_dir: self.state_dir.clone(),
+            ..defaults
+        };
+        (region, attach)
+    }
+}
+
+/// Says on stderr what happens to a VM. Its stdout is QEMU's.
+pub(crate) fn tell(name: &RegionName, notice: &Notice) {
+    match notice {
+        Notice::Attached {
+            pid,
+            attach,
+            stopped,
+            memory,
+            local_budget,
+        } => eprintln!(
+            "myco: {name}: attached to QEMU {pid} in {:.1} ms (its main thread stood still for {:.2} ms): {memory} of RAM, {local_budget} local",
+            attach.as_secs_f64() * 1e3,
+            stopped.as_secs_f64() * 1e3,
+        ),
+        Notice::TakenOver { pid, took } => {
+            eprintln!(
+                "myco: {name}: took QEMU {pid} over in {:.1} ms",
+                took.as_secs_f64() * 1e3
+            );
+        }
+        Notice::Lost { pages, total } => {
+            let node = pages.iter().find_map(|page| page.node.as_deref());
+            let why = node.map_or_else(
+                || "their content came back wrong".to_owned(),
+                |node| format!("memory node {node} is gone"),
+            );
+            eprintln!(
+                "myco: {name}: {total} pages are lost, because {why}; QEMU gets SIGBUS when the guest touches one"
+            );
+        }
+        Notice::Fenced => {
+            eprintln!("myco: {name}: another owner has its memory; this copy of the VM is ended")
+        }
+        Notice::ComingHome => {
+            eprintln!(
+                "myco: {name}: bringing its memory home; another signal leaves QEMU waiting for `myco vm attach`"
+            );
+        }
+        Notice::StaysAway(error) => {
+            eprintln!("myco: {name}: its memory stays where it is: {error}")
+        }
+    }
+}
+
+/// Writes a VM's last figures, if it has any.
+pub(crate) fn report(path: Option<&Path>, ran: &Ran) -> Result<(), Failure> {
+    if let (Some(path), Some(figures)) = (path, &ran.figures) {
+        let text = serde_json::to_vec_pretty(figures).map_err(std::io::Error::from)?;
+        std::fs::write(path, text)?;
+    }
+    Ok(())
+}
+
 /// The VMs of this user.
 pub(crate) fn registry() -> Result<Registry, Failure> {
     Registry::open().map_err(registry_failure)
+}
+
+pub(crate) fn usage(error: ConfigError) -> Failure {
+    Failure::new(exit_codes::USAGE, error)
 }
 
 /// What a failed look into the registry means to a script.
@@ -52,6 +206,44 @@ pub(crate) fn registry_failure(error: RegistryError) -> Failure {
         RegistryError::Foreign { .. } => Failure::new(exit_codes::PERMISSION, error),
         other => Failure::new(exit_codes::FAILURE, other),
     }
+}
+
+/// What a VM that could not be run or adopted means to a script.
+pub(crate) fn run_failure(error: RunError) -> Failure {
+    let code = match &error {
+        RunError::Registry(_) => {
+            let RunError::Registry(error) = error else {
+                return Failure::new(exit_codes::FAILURE, error);
+            };
+            return registry_failure(error);
+        }
+        RunError::Arguments(_) | RunError::Region(mycoram_agent::AttachError::Config(_)) => {
+            exit_codes::USAGE
+        }
+        RunError::Remote(source) => match source.downcast_ref::<CreateError>() {
+            Some(CreateError::NoRoom { .. }) => {
+                return Failure::new(exit_codes::FULL, error)
+                    .advise("add memory nodes to the file, or give them more --capacity");
+            }
+            _ => {
+                return Failure::new(exit_codes::UNREACHABLE, error)
+                    .advise("see whether the nodes run: `myco node status`");
+            }
+        },
+        RunError::Spawn(SpawnError::Program { .. }) => exit_codes::MISSING,
+        RunError::Attach(
+            AttachError::Inject(InjectError::Denied(_))
+            | AttachError::UserfaultfdDenied(_)
+            | AttachError::GetFd(_),
+        ) => exit_codes::PERMISSION,
+        RunError::Attach(AttachError::NoUserfaultfd) => exit_codes::MISSING,
+        RunError::Attach(AttachError::AlreadyManaged { .. }) | RunError::HasAgent { .. } => {
+            exit_codes::REFUSED
+        }
+        RunError::Attach(AttachError::Process(_)) => exit_codes::UNREACHABLE,
+        _ => exit_codes::FAILURE,
+    };
+    Failure::new(code, error)
 }
 
 /// Nothing more to say.

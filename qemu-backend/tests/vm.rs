@@ -19,14 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fake_remote::FakeRemote;
-use mycoram_agent::{Owner, RegionConfig, RegionName};
+use mycoram_agent::daemon::{RemoteSource, SourceError};
+use mycoram_agent::{Owner, RegionConfig};
 use mycoram_fabric::pages::RemoteRegion;
 use mycoram_fabric::transport::Mapping;
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, RegionId};
 use mycoram_qemu::attach::AttachOptions;
-use mycoram_qemu::launch::{
-    Backing, Notice, OpenRemote, OpenedRemote, Outcome, RemoteOpenError, RunError, VmAttach, VmRun,
-};
+use mycoram_qemu::launch::{Backing, Notice, Outcome, RunError, VmAttach, VmRun};
 use mycoram_qemu::registry::{Registry, RegistryError, VmState};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
@@ -35,6 +34,7 @@ use support::qemu::{Qemu, Setup, binaries};
 
 const RAM: ByteCount = ByteCount::new(32 << 20);
 const LOCAL: ByteCount = ByteCount::new(8 << 20);
+const DEFAULT_EXTENT: ByteCount = ByteCount::new(16 << 20);
 
 /// Far memory in a file: it is there for a successor, as memory nodes are.
 struct FileNodes {
@@ -50,7 +50,11 @@ impl FileNodes {
         }
     }
 
-    fn open(&self, bytes: ByteCount, epoch: Epoch) -> Result<OpenedRemote, RemoteOpenError> {
+    fn open(
+        &self,
+        bytes: ByteCount,
+        epoch: Epoch,
+    ) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -61,31 +65,30 @@ impl FileNodes {
         let memory = Mapping::shared(&file, bytes.get() as usize)?;
         let pages = (bytes.get() / PAGE_BYTES as u64) as u32;
         let fake = FakeRemote::over(Arc::new(memory), pages, 2);
-        Ok(OpenedRemote {
-            remote: Arc::new(Watched {
-                inner: fake,
-                released: Arc::clone(&self.released),
-            }),
-            owner: Owner {
-                region: RegionId::new(7),
-                epoch,
-                directory: b"a file".to_vec(),
-            },
-        })
+        let watched = Watched {
+            inner: fake,
+            released: Arc::clone(&self.released),
+        };
+        let owner = Owner {
+            region: RegionId::new(7),
+            epoch,
+            directory: b"a file".to_vec(),
+        };
+        Ok((Arc::new(watched), owner))
     }
 }
 
-impl OpenRemote for FileNodes {
+impl RemoteSource for FileNodes {
     fn create(
         &self,
-        _name: &RegionName,
         bytes: ByteCount,
-    ) -> Result<OpenedRemote, RemoteOpenError> {
+        _extent: ByteCount,
+    ) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
         self.open(bytes, Epoch::new(1))
     }
-    fn reopen(&self, former: &Owner, bytes: ByteCount) -> Result<OpenedRemote, RemoteOpenError> {
-        assert_eq!(former.directory, b"a file");
-        self.open(bytes, former.epoch.next().unwrap())
+    fn reopen(&self, saved: &Owner) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
+        assert_eq!(saved.directory, b"a file");
+        self.open(RAM, saved.epoch.next().unwrap())
     }
 }
 
@@ -152,6 +155,7 @@ impl Place {
             memory: RAM,
             backing: Backing::Memfd,
             region: self.region(name),
+            extent_bytes: DEFAULT_EXTENT,
             nodes: "a file".into(),
             attach: AttachOptions::default(),
         }
@@ -162,6 +166,7 @@ impl Place {
             pid,
             qmp: None,
             region: self.region(name),
+            extent_bytes: DEFAULT_EXTENT,
             nodes: "a file".into(),
             attach: AttachOptions::default(),
         }

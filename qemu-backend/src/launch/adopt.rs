@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use mycoram_agent::daemon::RemoteSource;
 use mycoram_agent::{EventHandler, Region, RegionConfig, SavedRegion};
 use mycoram_fabric::units::ByteCount;
 use nix::sys::signal::Signal;
@@ -11,7 +12,7 @@ use nix::unistd::Pid;
 use super::remote::Unused;
 use super::served::{Events, Woken, target_of, wait};
 use super::signals::Signals;
-use super::{Notice, OpenRemote, Outcome, Ran, RunError};
+use super::{Notice, Outcome, Ran, RunError};
 use crate::attach::{AttachError, AttachOptions, TakeOver, attach, guest_memory};
 use crate::process::{PidFd, ProcessIdentity};
 use crate::qmp::{self, Qmp};
@@ -26,6 +27,8 @@ pub struct VmAttach {
     pub qmp: Option<PathBuf>,
     /// The region. After a death its name must be the one that the VM had.
     pub region: RegionConfig,
+    /// The region's unit of placement.
+    pub extent_bytes: ByteCount,
     /// The file that named the memory nodes, for the record.
     pub nodes: PathBuf,
     /// Which memory, how many parking pipes, how long it may take.
@@ -41,7 +44,7 @@ impl VmAttach {
     pub fn run(
         &self,
         registry: &Registry,
-        nodes: &dyn OpenRemote,
+        nodes: &dyn RemoteSource,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Ran, RunError> {
         let signals = Signals::block()?;
@@ -103,7 +106,7 @@ impl VmAttach {
     fn first(
         &self,
         registry: &Registry,
-        nodes: &dyn OpenRemote,
+        nodes: &dyn RemoteSource,
         handler: EventHandler,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<(VmRecord, Region), RunError> {
@@ -117,10 +120,10 @@ impl VmAttach {
         let pidfd = PidFd::open(self.pid).map_err(AttachError::from)?;
         let found = guest_memory(&pidfd, qmp.as_mut(), &self.attach.memory)?;
         let memory = ByteCount::new(found.mapping.bytes());
-        let opened = nodes
-            .create(&self.region.name, memory)
+        let (remote, owner) = nodes
+            .create(memory, self.extent_bytes)
             .map_err(RunError::Remote)?;
-        let unused = Unused::new(&opened.remote);
+        let unused = Unused::new(&remote);
 
         let attached = attach(self.pid, qmp.as_mut(), &self.attach)?;
         let stopped = attached.stopped_for;
@@ -140,14 +143,8 @@ impl VmAttach {
         // Before faults wait for us: if we die, a successor finds QEMU by it.
         registry.write(&record)?;
         let region = target_of(attached).and_then(|target| {
-            Region::attach(
-                target,
-                opened.remote,
-                opened.owner,
-                self.region.clone(),
-                handler,
-            )
-            .map_err(RunError::Region)
+            Region::attach(target, remote, owner, self.region.clone(), handler)
+                .map_err(RunError::Region)
         });
         let region = match region {
             Ok(region) => region,
@@ -176,7 +173,7 @@ impl VmAttach {
     fn take_over(
         &self,
         registry: &Registry,
-        nodes: &dyn OpenRemote,
+        nodes: &dyn RemoteSource,
         former: VmRecord,
         handler: EventHandler,
         notify: &mut dyn FnMut(Notice),
@@ -184,9 +181,7 @@ impl VmAttach {
         let start = Instant::now();
         let saved =
             SavedRegion::open(&former.state_dir, &former.name).map_err(RunError::TakeOver)?;
-        let opened = nodes
-            .reopen(&saved.owner(), former.memory)
-            .map_err(RunError::Remote)?;
+        let (remote, owner) = nodes.reopen(&saved.owner()).map_err(RunError::Remote)?;
         let target = saved.target().map_err(RunError::TakeOver)?;
         let config = RegionConfig {
             name: former.name.clone(),
@@ -199,7 +194,7 @@ impl VmAttach {
             ..former
         };
         // From here on it is ours: a write that fails must not make QEMU wait again.
-        let region = Region::take_over(saved, target, opened.remote, opened.owner, config, handler)
+        let region = Region::take_over(saved, target, remote, owner, config, handler)
             .map_err(RunError::TakeOver)?;
         if let Err(error) = registry.write(&record) {
             tracing::warn!(%error, "the new agent is not recorded");

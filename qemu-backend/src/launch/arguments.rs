@@ -133,6 +133,27 @@ pub fn merge(
     })
 }
 
+/// Whether a disk writes into the guest's RAM by itself (O_DIRECT): such a write can still arrive in a page
+/// that has been evicted meanwhile, so evicted pages have to wait for it.
+#[must_use]
+pub fn has_direct_io(arguments: &[OsString]) -> bool {
+    const WORDS: [&str; 6] = [
+        "cache=none",
+        "cache=directsync",
+        "cache.direct=on",
+        "\"direct\":true",
+        "aio=native",
+        "\"aio\":\"native\"",
+    ];
+    arguments.iter().any(|argument| {
+        let text: String = argument
+            .to_string_lossy()
+            .split_ascii_whitespace()
+            .collect();
+        WORDS.iter().any(|word| text.contains(word))
+    })
+}
+
 /// Looks for what cannot be; answers whether the user gives the size himself.
 fn check(user: &[OsString], memory: ByteCount) -> Result<bool, ArgumentError> {
     let mut sized = false;
@@ -381,6 +402,19 @@ mod tests {
         ] {
             assert!(error.to_string().contains("leave"), "{error}");
         }
+    }
+
+    #[test]
+    fn disks_that_write_past_the_page_cache_are_seen() {
+        assert!(has_direct_io(&words("-drive file=a,cache=none")));
+        assert!(has_direct_io(&words(
+            "-drive file=a,format=raw,aio=native,cache.direct=on"
+        )));
+        let json = r#"{"driver":"file","cache": {"direct": true, "no-flush": false}}"#;
+        assert!(has_direct_io(&[json.into()]));
+        assert!(!has_direct_io(&words(
+            "-drive file=a,cache=writeback -kernel b"
+        )));
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
+use mycoram_agent::daemon::SourceError;
+
 use crate::attach::AttachError;
-use crate::launch::{ArgumentError, RemoteOpenError};
+use crate::launch::ArgumentError;
 use crate::process::IdentityError;
 use crate::qmp::QmpError;
 use crate::registry::RegistryError;
@@ -54,7 +56,7 @@ pub enum RunError {
     Registry(#[from] RegistryError),
     /// The memory nodes do not give the region.
     #[error("the memory nodes do not give the VM its memory")]
-    Remote(#[source] RemoteOpenError),
+    Remote(#[source] SourceError),
     /// QEMU did not come up.
     #[error(transparent)]
     Spawn(#[from] SpawnError),

@@ -24,9 +24,8 @@ mod spawn;
 mod terminal;
 
 pub use adopt::VmAttach;
-pub use arguments::{ArgumentError, BACKEND_ID, Backing, QemuArguments, merge};
+pub use arguments::{ArgumentError, BACKEND_ID, Backing, QemuArguments, has_direct_io, merge};
 pub use error::{RunError, SpawnError};
-pub use remote::{OpenRemote, OpenedRemote, RemoteOpenError};
 pub use run::VmRun;
 pub use served::{Notice, Outcome, Ran};
 pub use spawn::{SpawnedQemu, spawn};

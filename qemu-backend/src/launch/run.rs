@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use mycoram_agent::daemon::RemoteSource;
 use mycoram_agent::{Region, RegionConfig};
 use mycoram_fabric::units::ByteCount;
 use nix::sys::signal::Signal;
@@ -12,9 +13,7 @@ use super::remote::Unused;
 use super::served::{Events, Woken, target_of, wait};
 use super::signals::Signals;
 use super::terminal::Terminal;
-use super::{
-    Backing, Notice, OpenRemote, Outcome, Ran, RunError, SpawnError, SpawnedQemu, merge, spawn,
-};
+use super::{Backing, Notice, Outcome, Ran, RunError, SpawnError, SpawnedQemu, merge, spawn};
 use crate::attach::{AttachError, AttachOptions, TakeOver, attach};
 use crate::inject::InjectError;
 use crate::process::ProcessIdentity;
@@ -34,6 +33,8 @@ pub struct VmRun {
     pub backing: Backing,
     /// The region: its name is the VM's, its budget what may be resident.
     pub region: RegionConfig,
+    /// The region's unit of placement.
+    pub extent_bytes: ByteCount,
     /// The file that named the memory nodes, for the record.
     pub nodes: PathBuf,
     /// How many parking pipes to make in QEMU and how long it may take.
@@ -48,7 +49,7 @@ impl VmRun {
     pub fn run(
         &self,
         registry: &Registry,
-        nodes: &dyn OpenRemote,
+        nodes: &dyn RemoteSource,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Ran, RunError> {
         let merged = merge(&self.arguments, self.memory, &self.backing)?;
@@ -56,8 +57,10 @@ impl VmRun {
         let _claim = registry.claim(name)?;
         let signals = Signals::block()?;
         let _terminal = Terminal::remember();
-        let opened = nodes.create(name, self.memory).map_err(RunError::Remote)?;
-        let unused = Unused::new(&opened.remote);
+        let (remote, owner) = nodes
+            .create(self.memory, self.extent_bytes)
+            .map_err(RunError::Remote)?;
+        let unused = Unused::new(&remote);
 
         let qmp_path = registry.qmp_path(name);
         let _cleanup = Cleanup {
@@ -87,8 +90,8 @@ impl VmRun {
         let (handler, events) = Events::channel()?;
         let region = Region::attach(
             target_of(attached)?,
-            opened.remote,
-            opened.owner,
+            remote,
+            owner,
             self.region.clone(),
             handler,
         )

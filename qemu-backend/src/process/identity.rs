@@ -1,6 +1,8 @@
 //! Who a process is: a pid alone is reused, a pid with its start time is not.
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -73,6 +75,19 @@ impl ProcessIdentity {
             .is_none_or(|state| matches!(state, 'Z' | 'X'));
         !zombie && Self::of(pid).is_ok_and(|now| now == *self)
     }
+}
+
+/// The arguments that `pid` was started with, its own name first.
+pub fn arguments_of(pid: Pid) -> Result<Vec<OsString>, IdentityError> {
+    let text = std::fs::read(format!("/proc/{pid}/cmdline"))
+        .map_err(|source| IdentityError::Read { pid, source })?;
+    let words = text
+        .strip_suffix(&[0])
+        .unwrap_or(&text)
+        .split(|&byte| byte == 0);
+    Ok(words
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect())
 }
 
 /// The process that traces `pid`, if one does.

@@ -9,6 +9,6 @@ mod maps;
 mod pidfd;
 
 pub use descriptors::{DescriptorError, FileIdentity, find_descriptor, open_mapping};
-pub use identity::{IdentityError, ProcessIdentity, tracer_of, user_of};
+pub use identity::{IdentityError, ProcessIdentity, arguments_of, tracer_of, user_of};
 pub use maps::{Mapping, MapsError, Permissions, parse_maps, read_maps};
 pub use pidfd::{GetFdError, PidFd, PidFdError};
