@@ -152,10 +152,11 @@ pub(crate) fn tell(name: &RegionName, notice: &Notice) {
         }
         Notice::Lost { pages, total } => {
             let node = pages.iter().find_map(|page| page.node.as_deref());
-            let why = node.map_or_else(
-                || "their content came back wrong".to_owned(),
-                |node| format!("memory node {node} is gone"),
-            );
+            let why = match node {
+                Some(node) => format!("memory node {node} is gone"),
+                None if pages.is_empty() => "a memory node is gone".to_owned(),
+                None => "their content came back wrong".to_owned(),
+            };
             eprintln!(
                 "myco: {name}: {total} pages are lost, because {why}; QEMU gets SIGBUS when the guest touches one"
             );

@@ -12,6 +12,7 @@ use mycoram_qemu::process::arguments_of;
 use nix::unistd::Pid;
 
 use crate::command::Outcome;
+use crate::exit_codes;
 use crate::vm::{self, Far};
 
 #[derive(Debug, clap::Args)]
@@ -77,5 +78,15 @@ pub(crate) fn run(args: Args) -> Outcome {
         })
         .map_err(vm::run_failure)?;
     vm::report(args.report.as_deref(), &ran)?;
-    Ok(ExitCode::from(ran.outcome.exit_code()))
+    // QEMU's own code is its parent's to know.
+    let lost = ran
+        .figures
+        .as_ref()
+        .and_then(|figures| figures.region.as_ref())
+        .is_some_and(|region| region.lost > 0);
+    Ok(ExitCode::from(if lost {
+        exit_codes::LOST
+    } else {
+        exit_codes::OK
+    }))
 }

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::remote::Unused;
-use super::served::{Events, Woken, target_of, wait};
+use super::served::{Events, Woken, last_figures, target_of, wait};
 use super::signals::Signals;
 use super::{Notice, Outcome, Ran, RunError};
 use crate::attach::{AttachError, AttachOptions, TakeOver, attach, guest_memory};
@@ -75,7 +75,8 @@ impl VmAttach {
             let figures = |state| VmFigures::new(&record, state, Some(region.stats()));
             match woken {
                 Woken::QemuEnded => {
-                    let figures = figures(VmState::Ended);
+                    let stats = last_figures(&region, &events, notify);
+                    let figures = VmFigures::new(&record, VmState::Ended, Some(stats));
                     // The nodes get their memory back.
                     region.end();
                     break (Outcome::Ended(None), figures);

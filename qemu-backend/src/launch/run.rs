@@ -10,7 +10,7 @@ use mycoram_fabric::units::ByteCount;
 use nix::sys::signal::Signal;
 
 use super::remote::Unused;
-use super::served::{Events, Woken, target_of, wait};
+use super::served::{Events, Woken, last_figures, target_of, wait};
 use super::signals::Signals;
 use super::terminal::Terminal;
 use super::{Backing, Notice, Outcome, Ran, RunError, SpawnError, SpawnedQemu, merge, spawn};
@@ -132,7 +132,11 @@ impl VmRun {
             let _ = qemu.pidfd().send_signal(Signal::SIGKILL);
         }
         let status = qemu.wait()?;
-        let figures = VmFigures::new(&record, VmState::Ended, Some(region.stats()));
+        let figures = VmFigures::new(
+            &record,
+            VmState::Ended,
+            Some(last_figures(&region, &events, notify)),
+        );
         // The nodes get their memory back.
         region.end();
         ran?;

@@ -1,12 +1,15 @@
 //! A VM whose faults are served: staying with it until it ends.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use mycoram_agent::{EventHandler, LostPage, RegionError, RegionEvent, Target};
+use mycoram_agent::{
+    EventHandler, LostPage, Region, RegionError, RegionEvent, RegionStats, Target,
+};
 use mycoram_fabric::units::ByteCount;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -44,7 +47,7 @@ pub enum Notice {
     },
     /// Pages were lost: their memory nodes are gone. An access to one ends in SIGBUS.
     Lost {
-        /// Some of the new ones.
+        /// Some of the new ones; none if QEMU ended before they could be named.
         pages: Vec<LostPage>,
         /// All since the start.
         total: u64,
@@ -105,6 +108,8 @@ impl Outcome {
 pub(super) struct Events {
     receiver: mpsc::Receiver<RegionEvent>,
     bell: Arc<EventFd>,
+    /// Lost pages that were told.
+    lost: Cell<u64>,
 }
 
 /// Region events that wait for this thread; it looks at once, and further ones are dropped.
@@ -123,8 +128,32 @@ impl Events {
                 let _ = ring.write(1);
             }
         });
-        Ok((handler, Self { receiver, bell }))
+        Ok((
+            handler,
+            Self {
+                receiver,
+                bell,
+                lost: Cell::new(0),
+            },
+        ))
     }
+}
+
+/// A region that is over: its last figures, and what it has not told yet.
+pub(super) fn last_figures(
+    region: &Region,
+    events: &Events,
+    notify: &mut dyn FnMut(Notice),
+) -> RegionStats {
+    let stats = region.stats();
+    // The first lost page can be the end of QEMU before the region comes to tell.
+    if stats.lost > events.lost.get() {
+        notify(Notice::Lost {
+            pages: Vec::new(),
+            total: stats.lost,
+        });
+    }
+    stats
 }
 
 /// What ended the wait.
@@ -163,7 +192,10 @@ pub(super) fn wait(
         let mut fenced = false;
         for event in events.receiver.try_iter() {
             match event {
-                RegionEvent::Lost { pages, total } => notify(Notice::Lost { pages, total }),
+                RegionEvent::Lost { pages, total } => {
+                    events.lost.set(total);
+                    notify(Notice::Lost { pages, total });
+                }
                 RegionEvent::Fenced => fenced = true,
                 // The pidfd tells it as well, and the status besides.
                 RegionEvent::TargetExited => {}
