@@ -3,6 +3,7 @@
 //! Owns `DIR/<series>/`: `unpacked/` (the packages' files), `modules/` (those the guest loads first,
 //! plain), `ready.json` (written last: a directory without it is unfinished and made anew).
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -283,8 +284,16 @@ fn file(path: &Path) -> impl FnOnce(io::Error) -> KernelStoreError {
     move |source| KernelStoreError::File { path, source }
 }
 
+/// Users other than root often have no `sbin` in their `PATH`, where depmod lives.
+fn path_with_sbin() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
+}
+
 fn checked(program: &'static str, command: &mut Command) -> Result<Output, KernelStoreError> {
     let output = command
+        .env("PATH", path_with_sbin())
         .stdin(Stdio::null())
         .output()
         .map_err(|source| KernelStoreError::Start { program, source })?;
