@@ -131,12 +131,21 @@ pub struct RegionConfig {
     /// Who leaves first. Default s3-fifo.
     #[serde(default)]
     pub victims: VictimPolicy,
-    /// How long an evicted page is kept before its bytes are read, ms, at most 1000. Default 2. It has to be
-    /// longer than the longest DMA or O_DIRECT read into a page that the target does not touch itself
-    /// meanwhile: 0 is right for programs that do no direct IO into the region; a VM on a slow disk
-    /// with cache=none wants 50. Costs speed of eviction: `pipes * 64 / settle` pages/s is the most.
+    /// How long an evicted page is kept before its bytes are read, ms, at most 1000. Default 2. Longer than
+    /// any copy that the kernel makes by itself (`read`, `process_vm_writev`). Costs speed of eviction:
+    /// `pipes * 64 / settle` pages/s is the most.
     #[serde(default = "default_settle")]
     pub settle_ms: u32,
+    /// The same, while the target has a file open for direct IO (`O_DIRECT`, or any that is registered with
+    /// an io_uring), ms, `settle_ms` to 10000. Default 200. It has to be longer than the longest direct
+    /// read into a page that the target does not touch itself meanwhile, or what that read brings is lost.
+    #[serde(default = "default_direct_settle")]
+    pub direct_settle_ms: u32,
+    /// Whether another agent may take the region over. Default true. A program that serves itself says
+    /// false: then its state file has no name, no figures are written, and nothing of it is left behind,
+    /// however the process ends.
+    #[serde(default = "yes")]
+    pub has_successor: bool,
     /// How long a fault worker keeps looking after its last event before it sleeps, us, at most 100000.
     /// Default 200. Longer saves wake-ups (5 to 40 us each) and takes CPU time from others.
     #[serde(default = "default_spin")]
@@ -162,6 +171,12 @@ fn default_window() -> u32 {
 }
 fn default_settle() -> u32 {
     2
+}
+fn default_direct_settle() -> u32 {
+    200
+}
+fn yes() -> bool {
+    true
 }
 fn default_spin() -> u32 {
     200
@@ -219,6 +234,8 @@ impl RegionConfig {
             prefetch_window_pages: default_window(),
             victims: VictimPolicy::default(),
             settle_ms: default_settle(),
+            direct_settle_ms: default_direct_settle(),
+            has_successor: yes(),
             spin_us: default_spin(),
             state_dir: default_state_dir(),
             lane: default_lane(),
@@ -264,6 +281,12 @@ impl RegionConfig {
             u64::from(self.lane.frames) / 2,
         )?;
         within("settle_ms", self.settle_ms.into(), 0, 1000)?;
+        within(
+            "direct_settle_ms",
+            self.direct_settle_ms.into(),
+            self.settle_ms.into(),
+            10_000,
+        )?;
         within("spin_us", self.spin_us.into(), 0, 100_000)
     }
 }

@@ -206,6 +206,14 @@ impl Batch {
         }
     }
 
+    /// Since when its pages have been parked, while they settle.
+    pub(crate) fn settling_since(&self) -> Option<u64> {
+        match self.phase {
+            Phase::Settling { since } => Some(since),
+            Phase::Choosing | Phase::Punching | Phase::Writing => None,
+        }
+    }
+
     /// What to do next. `settle` is how long parked pages wait before they are read, ns.
     pub(crate) fn step(&mut self, pages: &Pages, now: u64, settle: u64) -> BatchStep {
         if self.is_idle() {

@@ -21,8 +21,6 @@
 mod batch;
 mod credits;
 mod gate;
-#[cfg(test)]
-mod model;
 mod pages;
 mod recovery;
 mod transition;

@@ -152,6 +152,9 @@ pub(crate) fn attach(
         header,
         &owner.directory,
     )?;
+    if !config.has_successor {
+        state.remove();
+    }
     let (table, mapping) = state.table()?;
     let locks = lock_table(&mapping, StateFile::table_offset());
 

@@ -18,6 +18,7 @@ use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 use twox_hash::XxHash3_64;
 
+use super::direct_io::DirectIo;
 use super::shared::{Fill, Shared, Standing, count};
 use super::victim_desk::VictimDesk;
 use crate::engine::{Action, Batch, BatchStep, Content, Judgement, Run};
@@ -47,6 +48,7 @@ pub(crate) struct Evictor {
     batches: Vec<Working>,
     blocks: Vec<FrameIndex>,
     scratch: ParkingPipe,
+    direct_io: DirectIo,
     victims: Vec<PageIndex>,
     refused: Vec<PageIndex>,
     done: Vec<PageDone>,
@@ -73,6 +75,7 @@ impl Evictor {
     pub(crate) fn new(parts: EvictorParts) -> Self {
         let block = u32::from(SLOTS_PER_PIPE);
         let blocks = parts.shared.config.lane.frames / block;
+        let direct_io = DirectIo::of(parts.shared.target_pid);
         for batch in &parts.batches {
             parts.shared.parking[usize::from(batch.pipe())]
                 .owned_by(Arc::clone(parts.lane.frames()));
@@ -90,6 +93,7 @@ impl Evictor {
                 .collect(),
             blocks: (0..blocks).map(|b| FrameIndex(b * block)).collect(),
             scratch: parts.scratch,
+            direct_io,
             victims: Vec::with_capacity(usize::from(SLOTS_PER_PIPE)),
             refused: Vec::with_capacity(usize::from(SLOTS_PER_PIPE)),
             done: Vec::with_capacity(1024),
@@ -148,10 +152,15 @@ impl Evictor {
 
     /// Takes a batch as far as it goes now. `until` becomes the time at which it wants to go on.
     fn advance(&mut self, at: usize, until: &mut u64) -> bool {
-        let settle = u64::from(self.shared.config.settle_ms) * 1_000_000;
+        let short = u64::from(self.shared.config.settle_ms) * 1_000_000;
+        let long = u64::from(self.shared.config.direct_settle_ms) * 1_000_000;
         let mut any = false;
         loop {
             let now = self.shared.now();
+            let settle = match self.batches[at].batch.settling_since() {
+                Some(since) => self.direct_io.settle(since, now, short, long),
+                None => short,
+            };
             let step = self.batches[at].batch.step(&self.shared.pages, now, settle);
             match step {
                 BatchStep::Idle | BatchStep::Wait => return any,

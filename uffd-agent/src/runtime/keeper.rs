@@ -46,7 +46,8 @@ pub(crate) struct Keeper {
     events: EventHandler,
     named: Vec<LostPage>,
     told: u64,
-    figures: PathBuf,
+    /// `None`: nobody is to read them.
+    figures: Option<PathBuf>,
     figures_at: u64,
 }
 
@@ -59,7 +60,7 @@ pub(crate) struct KeeperParts {
     pub(crate) losses: Receiver<LossReport>,
     pub(crate) suspects: Receiver<SuspectRange>,
     pub(crate) events: EventHandler,
-    pub(crate) figures: PathBuf,
+    pub(crate) figures: Option<PathBuf>,
 }
 
 impl Keeper {
@@ -102,7 +103,9 @@ impl Keeper {
         match self.shared.standing() {
             Standing::TargetGone => {
                 self.shared.remote.release();
-                let _ = std::fs::remove_file(&self.figures);
+                if let Some(figures) = &self.figures {
+                    let _ = std::fs::remove_file(figures);
+                }
                 (self.events)(RegionEvent::TargetExited);
             }
             Standing::Fenced => (self.events)(RegionEvent::Fenced),
@@ -111,9 +114,10 @@ impl Keeper {
     }
 
     fn write_figures(&self) {
+        let Some(path) = &self.figures else { return };
         let stats = snapshot::take(&self.shared);
-        if let Err(error) = snapshot::write(&stats, &self.figures) {
-            tracing::warn!(%error, path = %self.figures.display(), "the region's figures cannot be written");
+        if let Err(error) = snapshot::write(&stats, path) {
+            tracing::warn!(%error, path = %path.display(), "the region's figures cannot be written");
         }
     }
 

@@ -10,6 +10,7 @@
 mod address;
 mod attach;
 mod bell;
+mod direct_io;
 mod evictor;
 mod fault_worker;
 mod frames;

@@ -207,7 +207,9 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
             losses: losses_out,
             suspects: suspects_out,
             events: beginning.events,
-            figures: crate::stats::RegionStats::path(&config.state_dir, &config.name),
+            figures: config
+                .has_successor
+                .then(|| crate::stats::RegionStats::path(&config.state_dir, &config.name)),
         });
         thread("myco-keeper".to_owned(), || keeper.run())
     });
