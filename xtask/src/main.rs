@@ -5,6 +5,7 @@ mod checkout;
 mod demo;
 mod deps;
 mod hygiene;
+mod install_client;
 mod layout;
 mod licences;
 mod test;
@@ -36,6 +37,8 @@ enum Task {
     Hygiene,
     /// Install the system packages that are missing.
     Deps(deps::Arguments),
+    /// Install libmycoram, its header and its pkg-config file for C programs.
+    InstallClient(install_client::Arguments),
     /// Run a command against real rxe devices: on this host if it can, else in a booted guest.
     Testbed(testbed::Arguments),
     /// Check the rules of the house that a compiler does not know.
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Task::Hygiene => hygiene::run(),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Deps(arguments) => deps::run(&arguments),
+        Task::InstallClient(arguments) => install_client::run(&arguments),
         Task::Testbed(arguments) => testbed::run(arguments),
         Task::Layout(arguments) => layout::run(&arguments),
         Task::TestbedInside(arguments) => testbed::inside(&arguments),
