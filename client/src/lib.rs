@@ -1,1 +1,53 @@
-//! placeholder
+//! Far memory for programs: map memory that is larger than this machine's and use it as one's own.
+//!
+//! ```text
+//!   FarMemory::open("myco://node:7700?local=128MiB")        mycoram_open
+//!        |
+//!        +-- map(bytes) -> FarMap: &[u8], &mut [u8]          mycoram_map -> void *
+//!                            advise, flush, stats, unmap     mycoram_advise, _flush, _read_stats, _unmap
+//! ```
+//!
+//! No LD_PRELOAD and no allocator in between: a mapping is pages of this process, filled by userfaultfd when
+//! they are touched. The agent that does it runs on threads inside this process, or in the daemon.
+//! Which of the two is the [`Config`]'s business; the mapping is the same.
+//!
+//! # What the library does to its process
+//! - Its threads are named `myco-...` and have every signal blocked; a program's handlers never run on them.
+//! - **fork**: the child has no mapping (an access is SIGSEGV) and may not call the library ([`Forked`]); the
+//!   parent goes on unharmed. A child that execs is a new program.
+//! - **exit**: nothing needs to be unmapped first. What is still mapped when the process ends, in whatever
+//!   way, is given back by the memory nodes when they see its connection close.
+//! - **dlopen, dlclose**: once loaded, the library stays until the process ends, because its threads run in it.
+//! - At most [`MAX_MAPPINGS`] mappings at a time.
+
+pub mod ffi;
+
+mod advice;
+mod backend;
+mod config;
+mod daemon;
+mod error;
+mod far;
+mod fork;
+mod in_process;
+mod map;
+mod notice;
+mod pages;
+mod signals;
+mod stats;
+mod status;
+
+pub use advice::{Advice, UnknownAdvice};
+pub use config::{
+    Config, ConfigError, FileError, HostPort, HostPortError, MAX_NODES, MAX_WORKERS,
+    MIN_LOCAL_BYTES, ParseError, ResolveError, Source, UriError,
+};
+pub use error::{
+    AdviseError, FlushError, MAX_MAPPING_BYTES, MAX_MAPPINGS, MapError, OpenError, StatsError,
+    UnmapError,
+};
+pub use far::FarMemory;
+pub use fork::Forked;
+pub use map::FarMap;
+pub use stats::Stats;
+pub use status::Status;

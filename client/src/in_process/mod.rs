@@ -1,0 +1,131 @@
+//! The agent inside this process: the program's memory, the engine's threads.
+//!
+//! ```text
+//!   map:    remote room -> memfd, mmap, DONTFORK -> userfaultfd, pipes -> Region::attach
+//!   unmap:  Region::end (threads joined, remote room given back) -> munmap
+//! ```
+//!
+//! Nobody can take such a region over: when the process ends, the memory it belongs to is gone too.
+
+mod nodes;
+mod target;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mycoram_agent::{Region, RegionConfig, RegionEvent, RegionName};
+use mycoram_fabric::units::{ByteCount, PageIndex};
+
+use crate::backend::{Backend, Backing};
+use crate::config::Config;
+use crate::error::{AdviseError, FlushError, MapError, OpenError, StatsError, UnmapError};
+use crate::notice;
+use crate::pages::Pages;
+use crate::{Advice, Stats};
+
+use nodes::Nodes;
+
+/// Tells the mappings of this process apart.
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Memory nodes, and how to make mappings on them.
+pub(crate) struct InProcess {
+    nodes: Nodes,
+    local: ByteCount,
+    workers: u16,
+}
+
+impl InProcess {
+    pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
+        Ok(Self {
+            nodes: Nodes::open(config)?,
+            local: config.local,
+            workers: config.workers,
+        })
+    }
+
+    fn region_config(&self) -> Result<RegionConfig, MapError> {
+        let number = MAPPED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("program-{}-{number}", std::process::id());
+        let name: RegionName = name.parse().map_err(mycoram_agent::AttachError::Config)?;
+        let mut config = RegionConfig::new(name, self.local);
+        config.state_dir = state_dir();
+        config.has_successor = false;
+        if let Some(workers) = u8::try_from(self.workers)
+            .ok()
+            .filter(|&workers| workers > 0)
+        {
+            config.fault_workers = workers;
+        }
+        Ok(config)
+    }
+}
+
+/// A directory of the user's own, on tmpfs.
+fn state_dir() -> PathBuf {
+    format!("/dev/shm/mycoram-program-{}", nix::unistd::geteuid()).into()
+}
+
+impl Backend for InProcess {
+    fn map(&self, bytes: ByteCount) -> Result<Box<dyn Backing>, MapError> {
+        let config = self.region_config()?;
+        let pages = Pages::map(bytes)?;
+        let attached = target::of(&pages).and_then(|target| {
+            let (remote, owner) = self.nodes.region(bytes)?;
+            let room = std::sync::Arc::clone(&remote);
+            Region::attach(target, remote, owner, config, Box::new(tell)).map_err(|error| {
+                room.release();
+                MapError::Attach(error)
+            })
+        });
+        match attached {
+            Ok(region) => Ok(Box::new(Mapped { region, pages })),
+            Err(error) => {
+                pages.unmap();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn tell(event: RegionEvent) {
+    match event {
+        RegionEvent::Lost { pages, total } => {
+            let node = pages.first().and_then(|page| page.node.as_deref());
+            notice::lost(total, node);
+        }
+        RegionEvent::Fenced => notice::fenced(),
+        RegionEvent::TargetExited => {}
+    }
+}
+
+struct Mapped {
+    region: Region,
+    pages: Pages,
+}
+
+impl Backing for Mapped {
+    fn pages(&self) -> &Pages {
+        &self.pages
+    }
+
+    fn advise(&self, pages: Range<PageIndex>, advice: Advice) -> Result<(), AdviseError> {
+        let pages = pages.start.get()..pages.end.get();
+        Ok(self.region.advise(pages, advice.for_agent())?)
+    }
+
+    fn flush(&self) -> Result<(), FlushError> {
+        Ok(self.region.flush()?)
+    }
+
+    fn stats(&self) -> Result<Stats, StatsError> {
+        Ok(Stats::of_region(&self.region.stats()))
+    }
+
+    fn unmap(self: Box<Self>) -> Result<(), UnmapError> {
+        self.region.end();
+        self.pages.unmap();
+        Ok(())
+    }
+}
