@@ -27,12 +27,14 @@ const RUN: &[Package] = &[
     Package::new("busybox-static", "the first root of guests"),
     Package::new("kmod", "indexing kernel modules"),
     Package::new("xz-utils", "unpacking kernel modules"),
-    Package::new("zstd", "unpacking kernel modules"),
-    Package::new("cpio", "first roots of guests"),
     Package::new("iproute2", "links, namespaces and rdma devices"),
     Package::new("perftest", "measuring a device without our code"),
     Package::new("ibverbs-utils", "looking at devices"),
     Package::new("rdmacm-utils", "looking at RDMA connections"),
+    Package::new(
+        "python3-minimal",
+        "a program with threads, to be traced in tests",
+    ),
     Package::new("nvme-cli", "the swap-over-NVMe-oF peer of the benches"),
 ];
 

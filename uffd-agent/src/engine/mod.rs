@@ -21,6 +21,8 @@
 mod batch;
 mod credits;
 mod gate;
+#[cfg(test)]
+mod model;
 mod pages;
 mod recovery;
 mod transition;

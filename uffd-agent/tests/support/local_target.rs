@@ -32,7 +32,7 @@ impl LocalTarget {
             .expect("a userfaultfd: root, or vm.unprivileged_userfaultfd=1")
             .try_clone_fd()
             .expect("a descriptor");
-        let pipes = (0..8)
+        let pipes = (0..16)
             .map(|_| ParkingPipe::new().expect("a pipe"))
             .map(|pipe| (pipe.read, pipe.write))
             .collect();
