@@ -13,13 +13,16 @@ mod conformance;
 mod rxe;
 
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use conformance::client::{Client, read};
 use conformance::{Fabric, Node, Victim, at};
-use mycoram_fabric::transport::verbs::VerbsTransport;
-use mycoram_fabric::transport::{ConnectError, ErrorKind, QueuePairConfig, Ticket, Transport};
+use mycoram_fabric::transport::verbs::{ServerLimits, TurnedAway, VerbsServer, VerbsTransport};
+use mycoram_fabric::transport::{
+    AdmitError, ConnectError, DataServer, ErrorKind, Mapping, QueuePairConfig, Ticket, Transport,
+};
+use mycoram_fabric::units::{Epoch, RegionId, TenantId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rxe::VerbsFabric;
@@ -147,7 +150,7 @@ impl Patient {
 
 fn eventually_connects<F: Fabric>(
     fabric: &F,
-    transport: &std::sync::Arc<dyn Transport>,
+    transport: &Arc<dyn Transport>,
     address: std::net::SocketAddr,
     ticket: &Ticket,
 ) -> Client {
@@ -352,6 +355,47 @@ fn a_stranger_is_turned_away_and_disturbs_nobody() {
     );
     assert_eq!(node.server().connections(), 1);
     assert_eq!(client.read(0, 4096, at(&export, 0)), Ok(()));
+}
+
+#[test]
+fn a_node_that_is_full_says_so() {
+    let _alone = alone();
+    let Some(fabric) = rxe::fabric() else {
+        return;
+    };
+    let limits = ServerLimits {
+        sessions: 1,
+        connections: 1,
+    };
+    let pool = Arc::new(Mapping::anonymous(8192).expect("memory"));
+    let address = rxe::node_address().expect("an RDMA device");
+    let server = VerbsServer::listen(address, pool, limits).expect("a listening node");
+    let ticket = conformance::client::ticket(1);
+    let (tenant, epoch) = (TenantId::new(1), Epoch::new(1));
+    let admit = |ticket| server.admit(ticket, tenant, RegionId::new(1), epoch);
+    admit(ticket).expect("the first session");
+    match admit(conformance::client::ticket(2)) {
+        Err(AdmitError::TooManySessions { limit: 1 }) => {}
+        other => panic!("one session too many was answered with {other:?}"),
+    }
+    let transport = fabric.transport();
+    let connect = || transport.connect(server.address(), &ticket, &fabric.config(4));
+    let first = connect().expect("the first connection");
+    match connect() {
+        Err(ConnectError::Unreachable { source, .. }) => {
+            let reason = source
+                .get_ref()
+                .and_then(|r| r.downcast_ref::<TurnedAway>());
+            assert_eq!(reason, Some(&TurnedAway::Busy));
+        }
+        Err(other) => panic!("one connection too many was answered with {other:?}"),
+        Ok(_) => panic!("one connection too many was let in"),
+    }
+    drop(first);
+    let begun = Instant::now();
+    while let Err(error) = connect() {
+        assert!(begun.elapsed() < fabric.patience(), "{error:?}");
+    }
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn attempt(
     let resolved = answer_by(&channel, deadline, NoAnswer::Route).map_err(there)?;
     expect(&resolved, CmEventKind::RouteResolved).map_err(there)?;
 
-    let (device, _port) = id
+    let (device, port) = id
         .device()
         .ok_or_else(|| there(io::ErrorKind::HostUnreachable.into()))?;
     // The route leads through a device that had no address when the transport was opened.
@@ -189,6 +189,7 @@ fn attempt(
             channel: Arc::clone(id.channel()),
             link: Arc::clone(&link),
             device: index,
+            port,
             queue_pair: pair.number(),
         })
         .map_err(here)?;

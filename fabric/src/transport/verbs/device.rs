@@ -204,7 +204,10 @@ pub(super) enum DeviceEvent {
         number: u32,
     },
     /// A port went down: nothing that is in flight through it will be answered.
-    PortDown,
+    PortDown {
+        /// Its number, from 1.
+        port: u8,
+    },
     /// The device is gone or beyond use, or a completion queue overran.
     DeviceFailed,
     /// Good news, or news about things that are not used here.
@@ -225,14 +228,16 @@ impl DeviceEvent {
         const CQ_ERR: u32 = number(kind::IBV_EVENT_CQ_ERR);
         match event.event_type {
             QP_FATAL | QP_REQ_ERR | QP_ACCESS_ERR => {
-                let pair = event.element as *const ffi::ibv_qp;
+                let pair = event.pointer() as *const ffi::ibv_qp;
                 Self::QueuePairFailed {
                     // SAFETY: for these types the element is a queue pair, and it lives at least
                     // until the event is acknowledged, which is after this.
                     number: unsafe { (*pair).qp_num },
                 }
             }
-            PORT_ERR => Self::PortDown,
+            PORT_ERR => Self::PortDown {
+                port: u8::try_from(event.port()).unwrap_or(u8::MAX),
+            },
             DEVICE_FATAL | CQ_ERR => Self::DeviceFailed,
             _ => Self::Other,
         }
@@ -249,6 +254,10 @@ mod tests {
         event.event_type = 4711;
         assert_eq!(DeviceEvent::decode(&event), DeviceEvent::Other);
         event.event_type = ffi::ibv_event_type::IBV_EVENT_PORT_ERR as u32;
-        assert_eq!(DeviceEvent::decode(&event), DeviceEvent::PortDown);
+        event.element[..4].copy_from_slice(&2_i32.to_ne_bytes());
+        assert_eq!(
+            DeviceEvent::decode(&event),
+            DeviceEvent::PortDown { port: 2 }
+        );
     }
 }

@@ -21,14 +21,27 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// `struct ibv_async_event` with its type as a number: the bindings make a Rust enum of it, and a
 /// library newer than the bindings may put a value there that the enum does not have.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Default)]
 pub(super) struct RawAsyncEvent {
-    /// A pointer to the queue pair or completion queue, or the number of the port.
-    pub(super) element: u64,
+    /// A union: a pointer to the queue pair or completion queue, or an `int`, the number of the port.
+    pub(super) element: [u8; 8],
     /// One of `IBV_EVENT_*`.
     pub(super) event_type: u32,
     padding: u32,
+}
+
+impl RawAsyncEvent {
+    /// The union as the address of an object.
+    pub(super) fn pointer(&self) -> usize {
+        usize::from_ne_bytes(self.element)
+    }
+
+    /// The union as the number of a port.
+    pub(super) fn port(&self) -> i32 {
+        let [a, b, c, d, ..] = self.element;
+        i32::from_ne_bytes([a, b, c, d])
+    }
 }
 
 const _: () = assert!(size_of::<RawAsyncEvent>() == size_of::<ibv_async_event>());

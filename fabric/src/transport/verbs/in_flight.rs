@@ -70,6 +70,11 @@ impl InFlight {
         self.atomics
     }
 
+    /// The number of the request that stands first, or of the next one when none is in flight.
+    pub(super) fn oldest_sequence(&self) -> u64 {
+        self.oldest
+    }
+
     /// The number that the next request gets.
     pub(super) fn next_sequence(&self) -> u64 {
         self.next

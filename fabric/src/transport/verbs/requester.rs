@@ -1,16 +1,20 @@
 //! The compute side's queue pair: posts chains, polls completions, breaks in an orderly way.
 //!
 //! ```text
-//!   Live --first error entry, or the link is lost--> Draining --marker flushed--> Silent
-//!          (the device's queue pair goes into ERR)       |                          ^
-//!                                                        `--DRAIN_BOUND: destroyed--'
+//!   Live --first error entry, or the link is lost--> fail() --> Silent
+//!                                                      |
+//!          the device's queue pair into ERR, a marker posted behind the last request,
+//!          entries read until the marker's: the device has let go of everything
 //! ```
 //!
-//! A request is given back to its owner only when the device cannot touch its memory any more: while
-//! draining by its own flushed entry, later all at once. To know when the device is through, a marker
-//! is posted behind the last request, as drained queue pairs always flush in order. Requests that were
-//! silent and not reported count as flushed then: their outcome is unknown, and READ and WRITE may be
-//! repeated.
+//! A broken queue pair is silent before anybody is told that it is broken. So whoever sees
+//! [`QueuePair::broken`], or an error completion, may use the memory of all its requests again, and drop
+//! or replace the queue pair at once. That costs the owner a wait for the local device (a fraction of a
+//! millisecond, `DRAIN_BOUND` at most; then the queue pair is destroyed as it is), once, when it breaks.
+//!
+//! Requests complete in order: all up to some point have succeeded, the next has failed with the reason,
+//! everything behind it is flushed. Silent requests behind the last report count as flushed: their
+//! outcome is unknown, and READ and WRITE may be repeated.
 //!
 //! Owned by one thread, never locked. After set-up nothing here allocates or logs.
 
@@ -34,7 +38,7 @@ use crate::transport::{
     Armed, Completion, ErrorKind, Opcode, PostError, QueuePair, WorkError, WorkRequest,
 };
 
-/// How long a device may take to flush a broken queue pair before it is destroyed as it is.
+/// How long a device may take to flush a broken queue pair before that is destroyed as it is.
 const DRAIN_BOUND: Duration = Duration::from_millis(500);
 /// The marker's name at the device; no request ever gets it.
 const MARKER: u64 = u64::MAX;
@@ -52,11 +56,10 @@ pub(super) struct Parts {
 
 enum State {
     Live,
-    Draining {
-        until: Instant,
+    /// The device has let go of every request; those with a lower number have succeeded.
+    Silent {
+        succeeded: u64,
     },
-    /// The device has let go of every request.
-    Silent,
 }
 
 pub(super) struct Requester {
@@ -69,8 +72,6 @@ pub(super) struct Requester {
     last_opcode: Opcode,
     chain: SendChain,
     batch: EntryBatch,
-    /// An entry with requests before it that are still to be given back.
-    pending: Option<Entry>,
     /// A completion event was asked for and has not been taken.
     armed: bool,
     readiness: Epoll,
@@ -111,7 +112,6 @@ impl Requester {
             last_opcode: Opcode::Read,
             chain: SendChain::new(depth as usize),
             batch: EntryBatch::new(),
-            pending: None,
             armed: false,
             readiness,
             link,
@@ -124,7 +124,8 @@ impl Requester {
         })
     }
 
-    /// Breaks the queue pair: from here on the device only flushes.
+    /// Breaks the queue pair for `kind`, and waits until the device has let go of everything.
+    #[cold]
     fn fail(&mut self, kind: ErrorKind, opcode: Opcode) {
         if self.broken.is_some() {
             return;
@@ -135,153 +136,141 @@ impl Requester {
             kind,
         });
         self.untold = Some(kind);
-        let drained = self.pair.as_ref().is_some_and(|pair| {
+        self.silence();
+    }
+
+    /// Breaks it for `kind` at the request that stands first.
+    #[cold]
+    fn fail_oldest(&mut self, kind: ErrorKind) {
+        let opcode = self
+            .in_flight
+            .oldest()
+            .map_or(self.last_opcode, |request| request.opcode);
+        self.fail(kind, opcode);
+    }
+
+    fn silence(&mut self) {
+        let mut succeeded = self.in_flight.oldest_sequence();
+        let marked = self.pair.as_ref().is_some_and(|pair| {
             // An error here means that the device is gone; it is not waited for.
             pair.fail().is_ok() && self.chain.post_marker(pair, MARKER).is_ok()
         });
-        let bound = if drained { DRAIN_BOUND } else { Duration::ZERO };
-        self.state = State::Draining {
-            until: Instant::now() + bound,
-        };
-    }
-
-    fn given_back(&mut self, request: Request, kind: ErrorKind) -> Completion {
-        Completion {
-            id: request.id,
-            opcode: request.opcode,
-            result: Err(WorkError {
-                peer: self.peer,
-                opcode: request.opcode,
-                kind: self.untold.take().unwrap_or(kind),
-            }),
+        let mut silent = false;
+        if marked {
+            let until = Instant::now() + DRAIN_BOUND;
+            while let Some(entry) = self.entry_until(until) {
+                if entry.sequence == MARKER {
+                    silent = true;
+                    break;
+                }
+                if entry.result.is_ok() && self.in_flight.holds(entry.sequence) {
+                    succeeded = entry.sequence + 1;
+                }
+            }
         }
+        if !silent {
+            // Without a queue pair the device cannot touch anything.
+            self.pair = None;
+        }
+        self.state = State::Silent { succeeded };
     }
 
     fn next_entry(&mut self) -> Option<Entry> {
-        if let Some(entry) = self.pending.take() {
-            return Some(entry);
-        }
         if self.batch.is_empty() && self.completions.poll(&mut self.batch) == 0 {
             return None;
         }
         self.batch.take()
     }
 
-    /// Turns the device's entries into completions, as far as there is room.
-    fn settle(&mut self, into: &mut Vec<Completion>) {
-        while into.len() < into.capacity() {
-            let Some(entry) = self.next_entry() else {
-                break;
-            };
-            if entry.sequence == MARKER {
-                self.state = State::Silent;
+    /// The next entry, waited for. `None` when the time is over, or waiting is impossible.
+    fn entry_until(&mut self, until: Instant) -> Option<Entry> {
+        loop {
+            if let Some(entry) = self.next_entry() {
+                return Some(entry);
+            }
+            if self.armed && self.completions.take_event() {
+                self.armed = false;
+            }
+            if !self.armed {
+                self.completions.request_event().ok()?;
+                self.armed = true;
+                // What came before the request makes no event: look once more.
                 continue;
             }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            poll_readable(self.completions.as_fd(), left.max(Duration::from_millis(1)));
+        }
+    }
+
+    /// Turns the device's entries into completions, as far as there is room.
+    fn settle(&mut self, into: &mut Vec<Completion>) {
+        while into.len() < into.capacity()
+            && let Some(entry) = self.next_entry()
+        {
             if !self.in_flight.holds(entry.sequence) {
                 // The device reports what was never asked, or twice.
                 self.fail(ErrorKind::LocalDevice, self.last_opcode);
-                continue;
-            }
-            let before = self.in_flight.before(entry.sequence);
-            if entry.result.is_ok() || self.broken.is_none() {
-                // Done in order: what stands before it, silent, has succeeded.
-                for _ in 0..before {
-                    self.in_flight.pop();
-                }
-            } else if before > 0 {
-                self.pending = Some(entry);
-                if let Some(request) = self.in_flight.pop() {
-                    let completion = self.given_back(request, ErrorKind::Flushed);
-                    into.push(completion);
-                }
-                continue;
-            }
-            let Some(request) = self.in_flight.pop() else {
-                continue;
-            };
-            match entry.result {
-                Ok(()) if request.signaled => into.push(Completion {
-                    id: request.id,
-                    opcode: request.opcode,
-                    result: Ok(()),
-                }),
-                Ok(()) => {}
-                Err(kind) => {
-                    if self.broken.is_none() {
-                        // Flushed as the first one: something outside of the work broke it.
-                        let kind = match kind {
-                            ErrorKind::Flushed => {
-                                self.link.lost().unwrap_or(ErrorKind::LocalDevice)
-                            }
-                            kind => kind,
-                        };
-                        self.fail(kind, request.opcode);
-                    }
-                    let completion = self.given_back(request, kind);
-                    into.push(completion);
-                }
-            }
-        }
-    }
-
-    /// The part of `poll` that only a lost link or a broken queue pair needs.
-    #[cold]
-    fn settle_broken(&mut self, into: &mut Vec<Completion>) {
-        if let (None, Some(kind)) = (self.broken, self.link.lost()) {
-            let opcode = self
-                .in_flight
-                .oldest()
-                .map_or(self.last_opcode, |request| request.opcode);
-            self.fail(kind, opcode);
-            self.settle(into);
-        }
-        if let State::Draining { until } = self.state
-            && Instant::now() >= until
-            && into.len() < into.capacity()
-        {
-            // The device did not flush: without a queue pair it cannot touch anything.
-            self.pair = None;
-            self.state = State::Silent;
-            self.settle(into);
-        }
-        if matches!(self.state, State::Silent) && self.pending.is_none() && self.batch.is_empty() {
-            while into.len() < into.capacity()
-                && let Some(request) = self.in_flight.pop()
-            {
-                let completion = self.given_back(request, ErrorKind::Flushed);
-                into.push(completion);
-            }
-        }
-    }
-
-    /// Waits until the device has let go of everything, or the bound has passed.
-    fn drain(&mut self) {
-        self.fail(ErrorKind::Flushed, self.last_opcode);
-        while let State::Draining { until } = self.state {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
                 return;
             }
-            self.pending = None;
-            match self.next_entry() {
-                Some(entry) if entry.sequence == MARKER => self.state = State::Silent,
-                Some(_) => {}
-                None => {
-                    // Asked for, then looked once more, so that no entry is missed in between.
-                    if self.armed && self.completions.take_event() {
-                        self.armed = false;
+            // Done in order: what stands before it, silent, has succeeded.
+            for _ in 0..self.in_flight.before(entry.sequence) {
+                self.in_flight.pop();
+            }
+            match entry.result {
+                Ok(()) => {
+                    if let Some(request) = self.in_flight.pop()
+                        && request.signaled
+                    {
+                        into.push(succeeded(request));
                     }
-                    if !self.armed {
-                        if self.completions.request_event().is_err() {
-                            return;
-                        }
-                        self.armed = true;
-                        continue;
-                    }
-                    poll_readable(self.completions.as_fd(), left.max(Duration::from_millis(1)));
+                }
+                Err(kind) => {
+                    // Flushed as the first one: something outside of the work broke it.
+                    let kind = match kind {
+                        ErrorKind::Flushed => self.link.lost().unwrap_or(ErrorKind::LocalDevice),
+                        kind => kind,
+                    };
+                    self.fail_oldest(kind);
+                    return;
                 }
             }
         }
+    }
+
+    /// Gives back what was in flight when it broke, as far as there is room.
+    #[cold]
+    fn give_back(&mut self, until: u64, into: &mut Vec<Completion>) {
+        while into.len() < into.capacity() {
+            let sequence = self.in_flight.oldest_sequence();
+            let Some(request) = self.in_flight.pop() else {
+                return;
+            };
+            if sequence >= until {
+                let kind = self.untold.take().unwrap_or(ErrorKind::Flushed);
+                into.push(Completion {
+                    id: request.id,
+                    opcode: request.opcode,
+                    result: Err(WorkError {
+                        peer: self.peer,
+                        opcode: request.opcode,
+                        kind,
+                    }),
+                });
+            } else if request.signaled {
+                into.push(succeeded(request));
+            }
+        }
+    }
+}
+
+fn succeeded(request: Request) -> Completion {
+    Completion {
+        id: request.id,
+        opcode: request.opcode,
+        result: Ok(()),
     }
 }
 
@@ -306,11 +295,7 @@ impl QueuePair for Requester {
         if self.broken.is_none()
             && let Some(kind) = self.link.lost()
         {
-            let opcode = self
-                .in_flight
-                .oldest()
-                .map_or(self.last_opcode, |request| request.opcode);
-            self.fail(kind, opcode);
+            self.fail_oldest(kind);
         }
         if let Some(error) = self.broken {
             return Err(PostError::Broken {
@@ -353,19 +338,22 @@ impl QueuePair for Requester {
 
     fn poll(&mut self, into: &mut Vec<Completion>) -> usize {
         let before = into.len();
-        self.settle(into);
-        if (self.broken.is_some() || self.link.lost().is_some()) && into.len() < into.capacity() {
-            self.settle_broken(into);
+        if self.broken.is_none() {
+            self.settle(into);
+            if self.broken.is_none()
+                && let Some(kind) = self.link.lost()
+            {
+                self.fail_oldest(kind);
+            }
+        }
+        if let State::Silent { succeeded } = self.state {
+            self.give_back(succeeded, into);
         }
         into.len() - before
     }
 
     fn arm(&mut self) -> Armed {
-        if self.pending.is_some()
-            || !self.batch.is_empty()
-            || self.broken.is_some()
-            || self.link.lost().is_some()
-        {
+        if !self.batch.is_empty() || self.broken.is_some() || self.link.lost().is_some() {
             return Armed::Ready;
         }
         if self.armed && self.completions.take_event() {
@@ -390,22 +378,13 @@ impl QueuePair for Requester {
     }
 
     fn broken(&self) -> Option<WorkError> {
-        self.broken.or_else(|| {
-            self.link.lost().map(|kind| WorkError {
-                peer: self.peer,
-                opcode: self
-                    .in_flight
-                    .oldest()
-                    .map_or(self.last_opcode, |request| request.opcode),
-                kind,
-            })
-        })
+        self.broken
     }
 
     fn wait(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         loop {
-            if self.broken().is_some() && self.in_flight.is_empty() {
+            if self.broken.is_some() && self.in_flight.is_empty() {
                 return false;
             }
             if self.arm() == Armed::Ready {
@@ -424,7 +403,7 @@ impl QueuePair for Requester {
 impl Drop for Requester {
     fn drop(&mut self) {
         self.rails.watch().remove(self.watch);
-        self.drain();
+        self.fail(ErrorKind::Flushed, self.last_opcode);
         self.id.disconnect();
         // Then, by field order: the queue pair is destroyed, its id, its completion queue.
     }

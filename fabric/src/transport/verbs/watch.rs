@@ -30,6 +30,8 @@ const EVENTS_AT_A_TIME: usize = 16;
 /// Token of the descriptor that ends the thread. Devices are `1..=rails`, queue pairs start here:
 const FIRST_QUEUE_PAIR: u64 = 1 << 32;
 const STOP: u64 = 0;
+/// A descriptor that will never have anything again.
+const GONE: EpollFlags = EpollFlags::EPOLLERR.union(EpollFlags::EPOLLHUP);
 
 /// What the event thread and the owner of a queue pair share.
 pub(super) struct Link {
@@ -84,6 +86,8 @@ pub(super) struct Watched {
     pub(super) link: Arc<Link>,
     /// Which device, as an index into those that the watch was made with.
     pub(super) device: usize,
+    /// Through which of its ports.
+    pub(super) port: u8,
     /// The queue pair's number there.
     pub(super) queue_pair: u32,
 }
@@ -196,7 +200,12 @@ impl Shared {
                 match event.data() {
                     STOP => return,
                     token if token >= FIRST_QUEUE_PAIR => self.read_connection(token),
-                    token => self.read_device(token as usize - 1),
+                    token => {
+                        self.read_device(token as usize - 1);
+                        if event.events().intersects(GONE) {
+                            self.forget_device(token as usize - 1);
+                        }
+                    }
                 }
             }
         }
@@ -239,13 +248,30 @@ impl Shared {
                         ErrorKind::LocalDevice,
                     );
                 }
-                DeviceEvent::PortDown | DeviceEvent::DeviceFailed => {
-                    tracing::warn!(device = %device.name(), ?event, "an RDMA device failed: its queue pairs are broken");
-                    self.lose_all(|watched| watched.device == index, ErrorKind::LocalDevice);
+                DeviceEvent::PortDown { port } => {
+                    tracing::warn!(device = %device.name(), port, "an RDMA port went down: its queue pairs are broken");
+                    self.lose_all(
+                        |watched| watched.device == index && watched.port == port,
+                        ErrorKind::LocalDevice,
+                    );
                 }
+                DeviceEvent::DeviceFailed => self.lose_device(index, device),
                 DeviceEvent::Other => {}
             }
         }
+    }
+
+    /// The kernel has taken the device away: its descriptor would be "ready" for ever.
+    fn forget_device(&self, index: usize) {
+        if let Some(device) = self.devices.get(index) {
+            self.lose_device(index, device);
+            let _ = self.epoll.delete(device.events_fd());
+        }
+    }
+
+    fn lose_device(&self, index: usize, device: &Device) {
+        tracing::warn!(device = %device.name(), "an RDMA device failed: its queue pairs are broken");
+        self.lose_all(|watched| watched.device == index, ErrorKind::LocalDevice);
     }
 
     fn lose_all(&self, concerns: impl Fn(&Watched) -> bool, cause: ErrorKind) {

@@ -140,17 +140,20 @@ impl Desk {
                 DeviceEvent::QueuePairFailed { number } => {
                     tracing::debug!(number, "a client broke its queue pair");
                 }
-                DeviceEvent::PortDown => {
+                DeviceEvent::PortDown { port } => {
                     // Clients notice by themselves; those that reconnect find their data.
-                    tracing::warn!(device = %self.device.name(), "the RDMA port is down");
+                    tracing::warn!(device = %self.device.name(), port, "an RDMA port is down");
                 }
-                DeviceEvent::DeviceFailed => {
-                    tracing::error!(device = %self.device.name(), "the RDMA device failed: its connections are closed");
-                    self.book().close_where(|_| true);
-                }
+                DeviceEvent::DeviceFailed => self.lose_device(),
                 DeviceEvent::Other => {}
             }
         }
+    }
+
+    /// Nothing can be reached through the device any more.
+    pub(super) fn lose_device(&self) {
+        tracing::error!(device = %self.device.name(), "the RDMA device failed: its connections are closed");
+        self.book().close_where(|_| true);
     }
 
     fn request(&self, event: &CmEvent) {

@@ -44,6 +44,8 @@ const BACKLOG: i32 = 1024;
 const STOP: u64 = 0;
 const CONNECTIONS: u64 = 1;
 const DEVICE: u64 = 2;
+/// A descriptor that will never have anything again.
+const GONE: EpollFlags = EpollFlags::EPOLLERR.union(EpollFlags::EPOLLHUP);
 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug)]
@@ -190,7 +192,14 @@ fn run(desk: &Desk, epoll: &Epoll, stop: &Stop) {
         for event in &events[..count] {
             match event.data() {
                 CONNECTIONS if !desk.read_connections() => return,
-                DEVICE => desk.read_device(),
+                DEVICE => {
+                    desk.read_device();
+                    if event.events().intersects(GONE) {
+                        // The descriptor would be "ready" for ever.
+                        desk.lose_device();
+                        let _ = epoll.delete(desk.device.events_fd());
+                    }
+                }
                 _ => {}
             }
         }
