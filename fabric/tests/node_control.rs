@@ -6,10 +6,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use cluster::{Cluster, TestNode, wait_until};
+use cluster::{Cluster, Fabric, TestNode, wait_until};
 use mycoram_fabric::node::{Bounds, Drained};
 use mycoram_fabric::session::{Dial, Identity, Session, SessionError, TcpChannel, TcpDial};
-use mycoram_fabric::transport::{Ticket, Transport, TransportKind};
+use mycoram_fabric::transport::{Ticket, TransportKind};
 use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, TenantId};
 use mycoram_fabric::wire::control::{MAX_BATCH_EXTENTS, MAX_BODY_BYTES, Request, Response, Token};
 use mycoram_fabric::wire::{HEADER_BYTES, Header, Magic, Refusal, VERSION};
@@ -51,7 +51,7 @@ fn is_ended(mut stream: TcpStream) -> bool {
 
 #[test]
 fn what_is_no_message_ends_its_connection_and_nothing_else() {
-    let cluster = Cluster::start(&[4 * MIB]);
+    let cluster = Cluster::start(Fabric::Tcp, &[4 * MIB]);
     let node = &cluster.nodes[0];
     let mut session = open(node, identity(1, 1, 1), true).expect("a session");
     let hello = Request::Hello.encode(Epoch::new(0));
@@ -89,7 +89,7 @@ fn what_is_no_message_ends_its_connection_and_nothing_else() {
 
 #[test]
 fn half_a_message_and_silence_are_ended_after_the_idle_limit() {
-    let mut cluster = Cluster::start(&[MIB]);
+    let mut cluster = Cluster::start(Fabric::Tcp, &[MIB]);
     cluster.nodes[0].idle_ms = 200;
     cluster.nodes[0].restart();
     let node = &cluster.nodes[0];
@@ -103,7 +103,7 @@ fn half_a_message_and_silence_are_ended_after_the_idle_limit() {
 
 #[test]
 fn another_version_is_told_which_one_is_spoken() {
-    let cluster = Cluster::start(&[MIB]);
+    let cluster = Cluster::start(Fabric::Tcp, &[MIB]);
     let node = &cluster.nodes[0];
     let mut stream = raw(node);
     let newer = Header::seal(Magic::Control, VERSION + 1, 1, Epoch::new(0), &[]).expect("short");
@@ -151,7 +151,7 @@ fn a_node_of_another_version_is_named_as_such() {
 
 #[test]
 fn connections_are_bounded_and_the_bound_is_named() {
-    let mut cluster = Cluster::start(&[MIB]);
+    let mut cluster = Cluster::start(Fabric::Tcp, &[MIB]);
     cluster.nodes[0].connections = 3;
     cluster.nodes[0].restart();
     let node = &cluster.nodes[0];
@@ -177,7 +177,7 @@ fn bounds_on_regions_and_tickets_are_named() {
         tickets: 2,
         ..Bounds::default()
     };
-    let cluster = Cluster::with_bounds(&[MIB], bounds);
+    let cluster = Cluster::with_bounds(Fabric::Tcp, &[MIB], bounds);
     let node = &cluster.nodes[0];
     let mut first = open(node, identity(1, 1, 1), true).expect("a region");
     let _second = open(node, identity(2, 1, 1), true).expect("a region");
@@ -198,41 +198,11 @@ fn bounds_on_regions_and_tickets_are_named() {
 }
 
 #[test]
-fn an_owner_reaches_its_own_extents_only() {
-    let cluster = Cluster::start(&[4 * MIB]);
-    let node = &cluster.nodes[0];
-    let extents: Vec<_> = (0..2).map(ExtentIndex::new).collect();
-    let mut alice = open(node, identity(1, 1, 1), true).expect("a session");
-    let alices = alice.allocate(ByteCount::mib(1), &extents).expect("room");
-    let mut bob = open(node, identity(2, 1, 2), true).expect("a session");
-    let bobs = bob.allocate(ByteCount::mib(1), &extents).expect("room");
-
-    let with_bobs_ticket = |grant: &mycoram_fabric::wire::control::Grant, bob: &mut Session| {
-        let ticket = bob.ticket(None).expect("a ticket");
-        cluster::read_word(bob.welcome().data, &ticket, grant.addr, grant.rkey)
-    };
-    with_bobs_ticket(&bobs[0], &mut bob).expect("his own");
-    for grant in &alices {
-        let stolen = with_bobs_ticket(grant, &mut bob).expect_err("another tenant's memory");
-        assert_eq!(stolen, mycoram_fabric::transport::ErrorKind::RemoteAccess);
-    }
-    // With his own key, but past the end of what it covers.
-    let mut past = bobs[1].clone();
-    past.addr = past.addr.checked_add(MIB - 4).expect("an address");
-    let stolen = with_bobs_ticket(&past, &mut bob).expect_err("half of it is not his");
-    assert_eq!(stolen, mycoram_fabric::transport::ErrorKind::RemoteAccess);
-    // What is freed is out of reach at once.
-    bob.free(&extents[..1]).expect("freed");
-    with_bobs_ticket(&bobs[0], &mut bob).expect_err("freed");
-    with_bobs_ticket(&bobs[1], &mut bob).expect("kept");
-}
-
-#[test]
 fn tickets_that_nobody_gave_admit_nobody() {
-    let cluster = Cluster::start(&[MIB]);
+    let cluster = Cluster::start(Fabric::Tcp, &[MIB]);
     let mut session = open(&cluster.nodes[0], identity(1, 1, 1), true).expect("a session");
     let invented = Ticket { secret: [9; 16] };
-    let connected = cluster::transport().connect(
+    let connected = cluster::transport(Fabric::Tcp).connect(
         session.welcome().data,
         &invented,
         &mycoram_fabric::transport::QueuePairConfig::default(),
@@ -242,7 +212,7 @@ fn tickets_that_nobody_gave_admit_nobody() {
     let old = session.ticket(None).expect("a ticket");
     let new = session.ticket(Some(old)).expect("another");
     let connect = |ticket: &Ticket| {
-        cluster::transport()
+        cluster::transport(Fabric::Tcp)
             .connect(
                 session.welcome().data,
                 ticket,
@@ -257,7 +227,7 @@ fn tickets_that_nobody_gave_admit_nobody() {
 #[test]
 fn many_extents_are_listed_in_batches_and_freed() {
     let pages = MAX_BATCH_EXTENTS as u32 + 100;
-    let cluster = Cluster::start(&[u64::from(pages) * 4096]);
+    let cluster = Cluster::start(Fabric::Tcp, &[u64::from(pages) * 4096]);
     let node = &cluster.nodes[0];
     let mut session = open(node, identity(1, 1, 1), true).expect("a session");
     let indexes: Vec<_> = (0..pages).map(ExtentIndex::new).collect();
@@ -285,7 +255,7 @@ fn many_extents_are_listed_in_batches_and_freed() {
 
 #[test]
 fn what_needs_a_session_is_refused_without_one() {
-    let cluster = Cluster::start(&[MIB]);
+    let cluster = Cluster::start(Fabric::Tcp, &[MIB]);
     let mut channel = TcpDial::default()
         .dial(cluster.nodes[0].control())
         .expect("a channel");
@@ -315,7 +285,7 @@ fn what_needs_a_session_is_refused_without_one() {
 
 #[test]
 fn draining_tells_owners_and_ends_when_they_have_left() {
-    let mut cluster = Cluster::start(&[2 * MIB]);
+    let mut cluster = Cluster::start(Fabric::Tcp, &[2 * MIB]);
     let control = cluster.nodes[0].control();
     let mut session = open(&cluster.nodes[0], identity(1, 1, 1), true).expect("a session");
     let node = cluster.nodes[0].take();
@@ -346,7 +316,7 @@ fn draining_tells_owners_and_ends_when_they_have_left() {
 
 #[test]
 fn draining_ends_when_its_time_is_up() {
-    let mut cluster = Cluster::start(&[2 * MIB]);
+    let mut cluster = Cluster::start(Fabric::Tcp, &[2 * MIB]);
     let mut session = open(&cluster.nodes[0], identity(1, 1, 1), true).expect("a session");
     let node = cluster.nodes[0].take();
     assert_eq!(node.drain(Duration::from_millis(100)), Drained::TimeUp);

@@ -4,6 +4,7 @@
 
 mod conformance;
 mod rxe;
+mod rxe_place;
 
 /// Started once more by checks that kill a node; does nothing otherwise.
 #[test]

@@ -11,6 +11,7 @@
 )]
 mod conformance;
 mod rxe;
+mod rxe_place;
 
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

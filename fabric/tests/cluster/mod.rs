@@ -7,14 +7,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mycoram_fabric::node::{Bounds, HugePages, MemoryNode, NodeConfig, Pool};
+use mycoram_fabric::node::{Bounds, HugePages, MemoryNode, NodeConfig, Pool, start_data_server};
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
 };
 use mycoram_fabric::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
 use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, ReopenError, Transports};
 use mycoram_fabric::session::{Channel, TcpChannel};
-use mycoram_fabric::transport::tcp::{TcpServer, TcpServerConfig, TcpTransport};
+use mycoram_fabric::transport::tcp::TcpTransport;
 use mycoram_fabric::transport::{
     AdmitError, Armed, DataServer, ErrorKind, Export, ExportError, Mapping, Operation,
     QueuePairConfig, RemoteSlice, Ticket, Transport, TransportKind, WorkId, WorkRequest,
@@ -26,7 +26,8 @@ use mycoram_fabric::wire::control::StatusReport;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long anything in these tests may take before it counts as a hang.
-const HANG: Duration = Duration::from_secs(30);
+/// An emulated device in an emulated machine is slow.
+const HANG: Duration = Duration::from_secs(120);
 
 /// Waits for something that another thread brings about.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -37,9 +38,34 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Over what the nodes lend.
+#[derive(Clone, Copy)]
+pub(crate) enum Fabric {
+    /// Sockets on loopback.
+    Tcp,
+    /// The RDMA device of this address.
+    Verbs(SocketAddr),
+}
+
+impl Fabric {
+    fn kind(self) -> TransportKind {
+        match self {
+            Self::Tcp => TransportKind::Tcp,
+            Self::Verbs(_) => TransportKind::Verbs,
+        }
+    }
+
+    fn listen(self) -> SocketAddr {
+        match self {
+            Self::Tcp => LOOPBACK,
+            Self::Verbs(address) => address,
+        }
+    }
+}
+
 /// A data server that knows its tickets, so that its queue pairs can be broken from outside.
 struct Breakable {
-    server: TcpServer,
+    server: Arc<dyn DataServer>,
     tickets: Mutex<Vec<Ticket>>,
 }
 
@@ -82,12 +108,12 @@ impl DataServer for Breakable {
 
 /// One READ of 8 bytes over a queue pair of its own.
 pub(crate) fn read_word(
+    transport: &dyn Transport,
     data: SocketAddr,
     ticket: &Ticket,
     addr: RemoteAddr,
     rkey: Rkey,
 ) -> Result<(), ErrorKind> {
-    let transport = transport();
     let frame = Arc::new(Mapping::anonymous(PAGE_BYTES).expect("a page"));
     let local = transport.register(frame).expect("registered");
     let config = QueuePairConfig::default();
@@ -110,11 +136,21 @@ pub(crate) fn read_word(
     completions[0].result.map_err(|error| error.kind)
 }
 
-pub(crate) fn transport() -> TcpTransport {
-    TcpTransport::new().expect("io_uring")
+/// A transport of its own.
+pub(crate) fn transport(fabric: Fabric) -> Box<dyn Transport> {
+    match fabric {
+        Fabric::Tcp => Box::new(TcpTransport::new().expect("io_uring")),
+        #[cfg(any(feature = "verbs", feature = "rdma-sys"))]
+        Fabric::Verbs(_) => {
+            Box::new(mycoram_fabric::transport::verbs::VerbsTransport::open().expect("a device"))
+        }
+        #[cfg(not(any(feature = "verbs", feature = "rdma-sys")))]
+        Fabric::Verbs(_) => unreachable!("not in this build"),
+    }
 }
 
 pub(crate) struct TestNode {
+    fabric: Fabric,
     bytes: u64,
     bounds: Bounds,
     /// Take effect with the next restart.
@@ -127,10 +163,10 @@ pub(crate) struct TestNode {
 }
 
 impl TestNode {
-    fn start(bytes: u64, config: NodeConfig) -> Self {
+    fn start(fabric: Fabric, bytes: u64, config: NodeConfig) -> Self {
         let pool = Pool::reserve(ByteCount::new(bytes), HugePages::Off).expect("memory");
         let mapping = Arc::clone(pool.mapping());
-        let data = TcpServer::start(LOOPBACK, mapping, TcpServerConfig::default());
+        let data = start_data_server(fabric.kind(), fabric.listen(), mapping);
         let data = Arc::new(Breakable {
             server: data.expect("a data server"),
             tickets: Mutex::default(),
@@ -138,6 +174,7 @@ impl TestNode {
         let served: Arc<dyn DataServer> = Arc::clone(&data) as _;
         let node = MemoryNode::start(&config, pool, served).expect("a node");
         Self {
+            fabric,
             bytes,
             bounds: config.bounds,
             connections: config.connections,
@@ -164,7 +201,7 @@ impl TestNode {
             idle_ms: self.idle_ms,
             ..NodeConfig::new(self.control)
         };
-        *self = Self::start(self.bytes, config);
+        *self = Self::start(self.fabric, self.bytes, config);
     }
 
     /// Its control address.
@@ -226,11 +263,11 @@ impl Placement for RoundRobin {
 }
 
 impl Cluster {
-    pub(crate) fn start(sizes: &[u64]) -> Self {
-        Self::with_bounds(sizes, Bounds::default())
+    pub(crate) fn start(fabric: Fabric, sizes: &[u64]) -> Self {
+        Self::with_bounds(fabric, sizes, Bounds::default())
     }
 
-    pub(crate) fn with_bounds(sizes: &[u64], bounds: Bounds) -> Self {
+    pub(crate) fn with_bounds(fabric: Fabric, sizes: &[u64], bounds: Bounds) -> Self {
         let nodes: Vec<_> = sizes
             .iter()
             .map(|bytes| {
@@ -238,18 +275,19 @@ impl Cluster {
                     bounds,
                     ..NodeConfig::new(LOOPBACK)
                 };
-                TestNode::start(*bytes, config)
+                TestNode::start(fabric, *bytes, config)
             })
             .collect();
         let entries = nodes.iter().enumerate().map(|(n, node)| NodeEntry {
             name: format!("n{n}"),
             control: node.control,
-            transport: TransportKind::Tcp,
+            transport: fabric.kind(),
         });
+        let entries = RoundRobin(entries.collect());
         Self {
-            entries: RoundRobin(entries.collect()),
+            transports: Transports::for_nodes(&entries.0).expect("a transport"),
+            entries,
             nodes,
-            transports: Transports::new().with(Arc::new(transport())),
         }
     }
 
