@@ -39,6 +39,18 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
+        // A QEMU of its own outlives it, on purpose; here it must not.
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let children =
+                std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            for child in children
+                .split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+            {
+                let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+            }
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -417,6 +417,8 @@ impl VmProcess {
 
 impl Drop for VmProcess {
     fn drop(&mut self) {
+        // A QEMU of its own outlives it, on purpose; here it must not.
+        support::kill_children(self.pid());
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -103,9 +103,9 @@ pub enum InjectError {
     /// The thread that traces could not be started.
     #[error("no thread for tracing could be started")]
     Thread(#[source] io::Error),
-    /// The work done while stopped failed in a way of its own; the target was restored.
+    /// The work that was to be done while the target stood still panicked; the target was restored.
     #[error("the injection was given up")]
-    Panicked,
+    GivenUp,
 }
 
 impl InjectError {

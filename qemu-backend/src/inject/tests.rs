@@ -274,9 +274,9 @@ fn failed_work_leaves_the_target_whole() {
     let pid = cat.pid();
     let result: Result<_, InjectError> = while_stopped(pid, LIMIT, move |stopped| {
         getppid(stopped)?;
-        Err::<(), _>(InjectError::Panicked)
+        Err::<(), _>(InjectError::GivenUp)
     });
-    assert!(matches!(result, Err(InjectError::Panicked)));
+    assert!(matches!(result, Err(InjectError::GivenUp)));
     assert_eq!(tracer_of(pid).unwrap(), None);
     cat.assert_echoes();
     // A panic in the work is no different: the thread unwinds, and the target is put back.
@@ -284,7 +284,7 @@ fn failed_work_leaves_the_target_whole() {
         getppid(stopped)?;
         std::panic::panic_any("on purpose")
     });
-    assert!(matches!(result, Err(InjectError::Panicked)));
+    assert!(matches!(result, Err(InjectError::GivenUp)));
     cat.assert_echoes();
 }
 

@@ -63,7 +63,7 @@ where
             abandoned.store(true, Ordering::Release);
             Err(InjectError::Deadline { pid, limit })
         }
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err(InjectError::Panicked),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(InjectError::GivenUp),
     }
 }
 

@@ -18,3 +18,23 @@ pub fn lacks(what: &str) {
     );
     eprintln!("NOT TESTED: {what}");
 }
+
+/// Kills the processes that `parent` has started and not waited for.
+pub fn kill_children(parent: nix::unistd::Pid) {
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    for task in tasks {
+        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in children
+            .split_ascii_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+        {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(child),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+        }
+    }
+}
