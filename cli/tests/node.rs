@@ -1,77 +1,19 @@
 //! `myco node` as a real process: what it prints, how it refuses, how it ends.
 
-use std::io::{BufRead, BufReader};
+mod node_process;
+
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::time::Instant;
 
 use mycoram_control::NodesFile;
-use mycoram_fabric::pages::{
-    Direction, FrameIndex, LaneConfig, PageError, PageLane, PageRequest, RemoteRegion,
-};
-use mycoram_fabric::placement::{Placement, RegionEntry};
-use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, Transports};
-use mycoram_fabric::transport::Armed;
-use mycoram_fabric::units::{ByteCount, Epoch, PageIndex, RegionId, TenantId};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use mycoram_fabric::pages::{LaneConfig, PageError, RemoteRegion};
+use mycoram_fabric::placement::Placement;
+use mycoram_fabric::remote::{Remote, RemoteOptions, Transports};
+use mycoram_fabric::units::{ByteCount, Epoch};
+use nix::sys::signal::Signal;
+use node_process::{HANG, MYCO, Node, create, read};
 use serde_json::Value;
-
-const MYCO: &str = env!("CARGO_BIN_EXE_myco");
-/// How long anything in these tests may take before it counts as a hang.
-const HANG: Duration = Duration::from_secs(60);
-
-/// A node that runs until it is dropped.
-struct Node {
-    child: Child,
-    ready: Value,
-}
-
-impl Node {
-    fn start(more: &[&str]) -> Self {
-        let mut child = Command::new(MYCO)
-            .args(["node", "serve", "--json", "--listen", "127.0.0.1:0"])
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("myco starts");
-        let mut line = String::new();
-        let stdout = child.stdout.as_mut().expect("piped");
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("ready line: {line:?}"));
-        Self { child, ready }
-    }
-
-    fn control(&self) -> SocketAddr {
-        let control = self.ready["control"].as_str().expect("an address");
-        control.parse().expect("an address")
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).expect("a pid");
-        kill(Pid::from_raw(pid), signal).expect("our own child");
-    }
-
-    /// Waits for its end; its exit code.
-    fn ended(&mut self) -> Option<i32> {
-        let until = Instant::now() + HANG;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("our own child") {
-                return status.code();
-            }
-            assert!(Instant::now() < until, "the node does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn myco(args: &[&str]) -> Output {
     Command::new(MYCO).args(args).output().expect("myco runs")
@@ -99,54 +41,6 @@ fn status(node: SocketAddr) -> Value {
     let output = myco(&["node", "status", "--node", &node.to_string(), "--json"]);
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).expect("one object")
-}
-
-fn create(nodes: &[&Node], bytes: ByteCount) -> Result<Arc<Remote>, CreateError> {
-    let mut text = String::new();
-    for (n, node) in nodes.iter().enumerate() {
-        text += &format!(
-            "[[node]]\nname = \"n{n}\"\ncontrol = \"{}\"\n",
-            node.control()
-        );
-    }
-    let file = NodesFile::parse(&text, "nodes.toml".as_ref()).expect("a nodes file");
-    let placement = file.placement();
-    let transports = Transports::for_nodes(placement.nodes()).expect("io_uring");
-    let options = RemoteOptions::system().expect("random numbers");
-    let region = RegionEntry {
-        id: RegionId::new(options.owner),
-        tenant: TenantId::new(1),
-        epoch: Epoch::new(1),
-        bytes,
-        extent_bytes: ByteCount::mib(1),
-    };
-    Remote::create(&placement, &transports, &region, &options)
-}
-
-/// Asks for one page and waits for the answer.
-fn read(lane: &mut dyn PageLane, page: u32) -> Result<(), PageError> {
-    lane.queue(PageRequest {
-        tag: 0,
-        direction: Direction::Read,
-        page: PageIndex::new(page),
-        run: 1,
-        frame: FrameIndex(0),
-    })
-    .expect("room");
-    lane.ring();
-    let until = Instant::now() + HANG;
-    let mut done = Vec::with_capacity(1);
-    while lane.poll(&mut done) == 0 {
-        assert!(Instant::now() < until, "never answered");
-        if lane.arm() == Armed::Waiting {
-            let mut fds = Vec::new();
-            lane.readiness(&mut |fd| {
-                fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN))
-            });
-            let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(5000u16));
-        }
-    }
-    done[0].result
 }
 
 #[test]
