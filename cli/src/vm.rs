@@ -52,9 +52,6 @@ pub(crate) fn run(args: Args, output: &Output) -> Outcome {
     }
 }
 
-/// How long pages wait for disks that write past the page cache.
-const DIRECT_SETTLE_MS: u32 = 50;
-
 /// What is local, and where the rest goes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Far {
@@ -74,8 +71,8 @@ pub(crate) struct Far {
     #[arg(long, value_name = "N", default_value_t = 1)]
     eviction_workers: u8,
 
-    /// How long an evicted page is kept for a disk that still writes into it, ms [default: 50 if QEMU has a
-    /// disk with cache=none or aio=native, else 2]
+    /// How long an evicted page is kept before its bytes are read, ms [default: 2]. While QEMU has a disk
+    /// open for direct IO it is 200 at least
     #[arg(long, value_name = "MS")]
     settle_ms: Option<u32>,
 
@@ -108,21 +105,17 @@ impl Far {
         name: RegionName,
         qemu: &[OsString],
     ) -> (RegionConfig, AttachOptions) {
-        let direct = has_direct_io(qemu);
         let defaults = RegionConfig::new(name, self.local);
         let mut attach = AttachOptions::default();
-        if direct {
-            // More places to wait, for pages that wait longer.
+        if has_direct_io(qemu) {
+            // The agent lets pages wait longer then; so there are more places to wait.
             attach.parking_pipes = mycoram_agent::MAX_PARKING_PIPES;
         }
         let region = RegionConfig {
             fault_workers: self.fault_workers,
             eviction_workers: self.eviction_workers,
-            settle_ms: match self.settle_ms {
-                Some(settle_ms) => settle_ms,
-                None if direct => DIRECT_SETTLE_MS,
-                None => defaults.settle_ms,
-            },
+            settle_ms: self.settle_ms.unwrap_or(defaults.settle_ms),
+            direct_settle_ms: defaults.direct_settle_ms.max(self.settle_ms.unwrap_or(0)),
             state_dir: self.state_dir.clone(),
             ..defaults
         };

@@ -133,8 +133,8 @@ pub fn merge(
     })
 }
 
-/// Whether a disk writes into the guest's RAM by itself (O_DIRECT): such a write can still arrive in a page
-/// that has been evicted meanwhile, so evicted pages have to wait for it.
+/// Whether a disk writes into the guest's RAM by itself (O_DIRECT). Such a write can still arrive in a page that has
+/// been evicted meanwhile, so evicted pages wait longer then, and in more parking pipes.
 #[must_use]
 pub fn has_direct_io(arguments: &[OsString]) -> bool {
     const WORDS: [&str; 6] = [
