@@ -71,7 +71,7 @@ fn draw(
             let former = word_at(model, offset);
             let (old, place) = (client.slice(base, 8), at(export, offset as u64));
             let operand = random.next_u64();
-            let (operation, now) = if random.next_u32() % 2 == 0 {
+            let (operation, now) = if random.next_u32().is_multiple_of(2) {
                 let add = Operation::FetchAdd {
                     old,
                     at: place,
@@ -79,7 +79,7 @@ fn draw(
                 };
                 (add, former.wrapping_add(operand))
             } else {
-                let hit = random.next_u32() % 2 == 0;
+                let hit = random.next_u32().is_multiple_of(2);
                 let expected = if hit { former } else { former ^ 1 };
                 let swap = Operation::CompareSwap {
                     old,
@@ -115,7 +115,7 @@ fn agree<F: Fabric>(fabric: &F, seed: u64, rounds: u32, longest_chain: usize) {
         for slot in 0..length {
             let (mut one, wanted) = draw(&mut random, &client, &export, &mut model, slot, id);
             id += 1;
-            one.signaled = slot + 1 == length || random.next_u32() % 4 == 0;
+            one.signaled = slot + 1 == length || random.next_u32().is_multiple_of(4);
             signaled += usize::from(one.signaled);
             chain.push(one);
             expected.extend(wanted);

@@ -325,10 +325,10 @@ fn whoever_does_not_say_hello_is_cut_off() {
     assert_ends(&mut silent);
     // A byte now and then does not help either.
     for byte in hello.iter().cycle() {
-        match dripping.write(std::slice::from_ref(byte)) {
-            Ok(_) => std::thread::sleep(Duration::from_millis(5)),
-            Err(_) => break,
+        if dripping.write_all(&[*byte]).is_err() {
+            break;
         }
+        std::thread::sleep(Duration::from_millis(5));
     }
     scene.assert_others_are_served();
 }
