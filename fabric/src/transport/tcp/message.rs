@@ -87,9 +87,15 @@ impl Message {
     /// Sends as much as the socket takes at once; `Err` is the error number.
     pub(super) fn send(&mut self, stream: &TcpStream) -> Result<usize, i32> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        if let Some((start, len)) = self.single() {
+            // SAFETY: what the only part leads to is kept by the owner of the message, whose promise it
+            // is that it stays where it is during the call.
+            return moved(unsafe {
+                libc::send(stream.as_raw_fd(), start.cast(), len as usize, flags)
+            });
+        }
         let message = self.as_msghdr();
-        // SAFETY: header and parts are `self`'s; what the parts lead to is kept by the owner of the
-        // message, whose promise it is that it stays where it is during the call.
+        // SAFETY: as above; header and parts are `self`'s.
         moved(unsafe { libc::sendmsg(stream.as_raw_fd(), message, flags) })
     }
 
