@@ -4,7 +4,7 @@
 #[path = "../../qemu-backend/tests/support/guest.rs"]
 mod guest;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -143,6 +143,20 @@ impl Place {
             .args(guest::ARGUMENTS)
             .arg(image)
             .stdin(Stdio::null());
+        command
+    }
+
+    /// The same for ever, with its serial port elsewhere.
+    fn run_with_serial(&self, name: &str, serial: &str) -> Command {
+        let run = self.run(name, 0, &[], &[]);
+        let mut command = Command::new(MYCO);
+        command.args(run.get_args().map(|word| {
+            if word == "stdio" {
+                serial.as_ref()
+            } else {
+                word
+            }
+        }));
         command
     }
 
@@ -326,6 +340,65 @@ fn a_node_that_dies_takes_its_pages_and_nothing_hangs() {
         said.contains("pages are lost") && said.contains("node2"),
         "{said}"
     );
+}
+
+/// Runs a guest on a terminal of its own, presses `keys` once it runs, and gives the exit code and all that was shown.
+fn on_a_terminal(mut command: Command, keys: &[u8]) -> (Option<i32>, String) {
+    let terminal = nix::pty::openpty(None, None).expect("a terminal");
+    let end = || Stdio::from(terminal.slave.try_clone().expect("a descriptor"));
+    command.stdout(end()).stderr(end());
+    let input = end();
+    // SAFETY: both calls are async-signal-safe; descriptor 0 is the terminal by then.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            if libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+    let mut vm = Part(command.stdin(input).spawn().expect("it starts"));
+    drop(command);
+    drop(terminal.slave);
+    let mut master = std::fs::File::from(terminal.master);
+    let mut shown = Vec::new();
+    let mut pressed = false;
+    let mut chunk = [0; 256];
+    // The end of the last process on it ends the terminal, with an error on Linux.
+    while let Ok(count @ 1..) = master.read(&mut chunk) {
+        shown.extend_from_slice(&chunk[..count]);
+        if !pressed && shown.windows(8).any(|w| w == b"attached") && shown.ends_with(b".") {
+            master.write_all(keys).expect("keys");
+            pressed = true;
+        }
+    }
+    let code = vm.0.wait().expect("our own child").code();
+    (code, String::from_utf8_lossy(&shown).into_owned())
+}
+
+#[test]
+fn the_terminal_is_qemus() {
+    if !qemu() {
+        return;
+    }
+    let place = Place::new("32MiB");
+    // QEMU's multiplexer takes the terminal raw: the keys are its own.
+    let raw = place.run_with_serial("raw", "mon:stdio");
+    let (code, shown) = on_a_terminal(raw, b"\x01x");
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(shown.contains("QEMU: Terminated"), "{shown}");
+    // A terminal that is not raw sends SIGINT to the whole group: QEMU has it from there, and once.
+    let cooked = place.run_with_serial("cooked", "file:/dev/stderr");
+    let (code, shown) = on_a_terminal(cooked, b"\x03");
+    assert_eq!(code, Some(0), "{shown}");
+    assert_eq!(
+        shown.matches("terminating on signal 2").count(),
+        1,
+        "{shown}"
+    );
+    assert_eq!(place.lent(), 0);
 }
 
 #[test]
