@@ -369,7 +369,7 @@ fn a_node_that_is_full_says_so() {
         connections: 1,
     };
     let pool = Arc::new(Mapping::anonymous(8192).expect("memory"));
-    let address = rxe::node_address().expect("an RDMA device");
+    let address = rxe_place::node_address().expect("an RDMA device");
     let server = VerbsServer::listen(address, pool, limits).expect("a listening node");
     let ticket = conformance::client::ticket(1);
     let (tenant, epoch) = (TenantId::new(1), Epoch::new(1));
