@@ -5,8 +5,10 @@
 //!
 //!   stream:   last .......... frontier          window = how far frontier is kept ahead of last
 //!             ^ newest fault  ^ first page not yet asked for
-//!     a fault inside the window, or at the frontier: the stream goes on; the window doubles up to
-//!     its limit, and when half of it is used up the next half is fetched, in runs of 16
+//!     a fault on a fetched page in the window, or at the frontier: the stream goes on; the window
+//!     doubles up to its limit, and when half of it is used up the next half is fetched, in runs of 16
+//!     a fault on a page in the window that was not fetched: there was no room; the window halves,
+//!     and what is behind the page is asked for again
 //! ```
 //!
 //! Random accesses are never at equal distances often enough, so they fetch nothing. When streams turn out
@@ -33,6 +35,9 @@ const LEAST_FAULTS: u8 = 3;
 const MOST_FAULTS: u8 = 8;
 /// Pages fetched when a stream is new.
 const FIRST_WINDOW: u32 = 4;
+
+/// Below this a window does not shrink: one run.
+const LEAST_WINDOW: u32 = MAX_RUN_PAGES as u32;
 
 /// Which distances make a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +74,16 @@ impl Stream {
     /// How many steps ahead of the newest fault the frontier is.
     fn ahead(&self) -> i64 {
         (self.frontier - i64::from(self.last.get())) / self.stride
+    }
+
+    /// How many pages between the two were asked for.
+    fn pages_ahead(&self) -> i64 {
+        self.ahead() - 1
+    }
+
+    /// Is it time to fetch more?
+    fn is_half_used(&self) -> bool {
+        self.pages_ahead() <= i64::from(self.window / 2)
     }
 }
 
@@ -219,12 +234,19 @@ impl StreamPrefetch {
         if steps <= 0 {
             return;
         }
+        let inside = steps < stream.ahead();
         stream.last = page;
+        if kind == FaultKind::Missing && inside {
+            // What was to be fetched from here on was not (there was no room for it), or it is gone
+            // again: ask once more, and for less.
+            stream.frontier = i64::from(page.get()) + stream.stride;
+            stream.window = stream.window.min((stream.window / 2).max(LEAST_WINDOW));
+            return;
+        }
         if stream.ahead() <= 0 {
             stream.frontier = i64::from(page.get()) + stream.stride;
         }
-        let used_up = stream.ahead() <= i64::from(stream.window / 2);
-        if used_up || kind == FaultKind::Missing {
+        if stream.is_half_used() || kind == FaultKind::Missing {
             stream.window = stream.window.saturating_mul(2).min(limit);
         }
         stream.unproved_steps -= steps;
@@ -238,23 +260,30 @@ impl StreamPrefetch {
     fn fetch_ahead(&mut self, at: usize, out: &mut Vec<FetchRun>) {
         let region = i64::from(self.region.get());
         let stream = &mut self.streams[at];
-        let window = i64::from(stream.window);
-        let ahead = stream.ahead() - 1;
-        if ahead > window / 2 {
+        if !stream.is_half_used() {
             return;
         }
-        let mut left = window - ahead;
+        let window = i64::from(stream.window);
+        let run_pages = if stream.stride.abs() == 1 {
+            i64::from(MAX_RUN_PAGES)
+        } else {
+            1
+        };
+        // No more than there is room to say.
+        let room = (out.capacity() - out.len()) as i64 * run_pages;
+        let mut left = (window - stream.pages_ahead()).min(room);
         // The page in the middle of what is ahead then: half a window is left when it is asked for.
-        let middle = stream.frontier + stream.stride * (left - 1 - window / 2).max(0);
+        let ahead = stream.pages_ahead() + left;
+        let middle = stream.frontier + stream.stride * (left - 1 - ahead / 2).max(0);
         let mut held = window >= 2 * i64::from(FIRST_WINDOW);
-        while left > 0 && (0..region).contains(&stream.frontier) && out.len() < out.capacity() {
+        while left > 0 && (0..region).contains(&stream.frontier) {
             let run = if stream.stride.abs() == 1 {
                 let room = if stream.stride > 0 {
                     region - stream.frontier
                 } else {
                     stream.frontier + 1
                 };
-                left.min(i64::from(MAX_RUN_PAGES)).min(room)
+                left.min(run_pages).min(room)
             } else {
                 1
             };

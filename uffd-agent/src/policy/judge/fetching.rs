@@ -193,7 +193,12 @@ fn the_window_grows_and_shrinks_and_has_a_limit() {
     let mut frontier = 0;
     for page in 0..2000_u32 {
         out.clear();
-        prefetch.on_fault(PageIndex::new(page), FaultKind::Missing, &mut out);
+        let kind = if page < frontier {
+            FaultKind::FetchedAhead
+        } else {
+            FaultKind::Missing
+        };
+        prefetch.on_fault(PageIndex::new(page), kind, &mut out);
         for run in &out {
             assert_eq!(run.page.get(), frontier.max(page + 1), "no page twice");
             frontier = run.page.get() + u32::from(run.pages);
@@ -210,6 +215,38 @@ fn the_window_grows_and_shrinks_and_has_a_limit() {
     out.clear();
     prefetch.on_fault(PageIndex::new(2000), FaultKind::FetchedAhead, &mut out);
     assert!(out.is_empty(), "a smaller window is still full: {out:?}");
+}
+
+#[test]
+fn what_there_was_no_room_for_is_asked_for_again() {
+    // An engine that has room for so many pages of each plan only.
+    for room in [1, 5, 20, 100] {
+        let mut prefetch = stride();
+        let mut out = Vec::with_capacity(64);
+        let mut here: HashSet<u32> = HashSet::new();
+        let (mut waited, mut asked) = (0, 0);
+        for page in 0..10_000_u32 {
+            let kind = if here.contains(&page) {
+                FaultKind::FetchedAhead
+            } else {
+                waited += 1;
+                FaultKind::Missing
+            };
+            out.clear();
+            prefetch.on_fault(PageIndex::new(page), kind, &mut out);
+            let pages = out
+                .iter()
+                .flat_map(|run| (0..u32::from(run.pages)).map(move |at| run.page.get() + at));
+            let new: Vec<u32> = pages.filter(|page| !here.contains(page)).collect();
+            asked += new.len();
+            here.extend(&new[..new.len().min(room)]);
+        }
+        assert!(
+            waited <= 10_000 / (room + 1) + 10,
+            "room for {room}: {waited} waited"
+        );
+        assert!(asked <= 20 * 10_000, "room for {room}: {asked} asked for");
+    }
 }
 
 #[test]
