@@ -8,6 +8,8 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use mycoram_agent::daemon::Refusal;
+use mycoram_agent::daemon::client::{ConnectError, Connection};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg,
@@ -338,11 +340,19 @@ fn garbage_ends_its_own_connection_and_nothing_else() {
             Some(fd)
         })
         .collect();
-    let late = Role::start(&place, "program", &["16", "2"]);
-    let line = late.line();
+    let late = Connection::open(&place.socket()).expect_err("there are too many");
     assert!(
-        line.contains("no more than 6 clients of one user"),
-        "{line}"
+        matches!(
+            late,
+            ConnectError::Refused {
+                source: Refusal::TooManyClients {
+                    limit: 6,
+                    of_user: true
+                },
+                ..
+            }
+        ),
+        "{late:?}"
     );
     drop(idle);
     for _ in 0..2 {
