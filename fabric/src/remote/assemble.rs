@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::clock::{Clock, SystemClock};
 use super::directory::{Directory, NodeRecord};
+use super::frames::FramePool;
 use super::homes::{Homes, Location};
 use super::link::{LinkParts, NodeLink};
 use super::region::{Counters, Remote, Shared};
@@ -72,6 +73,7 @@ pub(super) fn assemble(
     copies: u8,
     homes: &[u16],
     opened: Vec<OpenedNode>,
+    frames: Arc<FramePool>,
 ) -> std::io::Result<Arc<Remote>> {
     let locations = homes.iter().enumerate().map(|(place, &node)| {
         let extent = ExtentIndex::new((place / usize::from(copies)) as u32);
@@ -129,6 +131,7 @@ pub(super) fn assemble(
             clock: Arc::clone(&options.clock),
             counters: Counters::default(),
             fenced,
+            frames,
             watches: Mutex::new(watches),
         }),
     }))

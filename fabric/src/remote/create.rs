@@ -12,6 +12,7 @@ use super::region::Remote;
 use super::transports::{TransportMissing, Transports};
 use crate::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
 use crate::session::{Identity, Session, SessionError};
+use crate::transport::Transport;
 use crate::units::{ByteCount, ExtentIndex};
 use crate::wire::Refusal;
 
@@ -148,28 +149,49 @@ impl Remote {
             identity,
         ) {
             Ok(homes) => {
-                let opened = candidates.into_iter().zip(used);
-                let opened = opened.map(|(candidate, transport)| OpenedNode {
-                    // A node that took no part holds nothing, whatever life it is in.
-                    incarnation: candidate
-                        .session
-                        .as_ref()
-                        .map(|session| session.welcome().incarnation)
-                        .unwrap_or_default(),
-                    entry: candidate.entry,
-                    transport,
-                    session: candidate.session,
-                    grants: candidate.grants,
-                });
-                assemble(region, options, identity, 1, &homes, opened.collect())
+                let (opened, homes) = only_homes(candidates, used, &homes);
+                let frames = transports.frames();
+                assemble(region, options, identity, 1, &homes, opened, frames)
                     .map_err(CreateError::Watch)
             }
             Err(error) => {
-                give_back(candidates);
+                candidates.iter_mut().for_each(give_back);
                 Err(error)
             }
         }
     }
+}
+
+/// The nodes that got extents, and the homes as indexes of these. Who got nothing need not keep an
+/// account of the region, and is not missed when it dies.
+fn only_homes(
+    candidates: Vec<Candidate>,
+    transports: Vec<Arc<dyn Transport>>,
+    homes: &[u16],
+) -> (Vec<OpenedNode>, Vec<u16>) {
+    let mut opened = Vec::with_capacity(candidates.len());
+    let mut renumbered = vec![0; candidates.len()];
+    for ((node, mut candidate), transport) in candidates.into_iter().enumerate().zip(transports) {
+        if candidate.grants.is_empty() {
+            give_back(&mut candidate);
+            continue;
+        }
+        // There are at most MAX_NODES nodes.
+        renumbered[node] = opened.len() as u16;
+        opened.push(OpenedNode {
+            incarnation: candidate
+                .session
+                .as_ref()
+                .map(|session| session.welcome().incarnation)
+                .unwrap_or_default(),
+            entry: candidate.entry,
+            transport,
+            session: candidate.session,
+            grants: candidate.grants,
+        });
+    }
+    let homes = homes.iter().map(|node| renumbered[usize::from(*node)]);
+    (opened, homes.collect())
 }
 
 /// Gives all extents a home; returns the indexes of their nodes.
@@ -324,16 +346,14 @@ fn rooms(candidates: &mut [Candidate], extent_bytes: ByteCount) -> Vec<(String, 
         .collect()
 }
 
-fn give_back(candidates: Vec<Candidate>) {
-    for candidate in candidates {
-        if let Some(session) = candidate.session
-            && let Err(error) = session.release()
-        {
-            tracing::warn!(
-                node = %candidate.entry.name,
-                error = &error as &dyn std::error::Error,
-                "memory could not be given back; the node frees it when the region has had no owner for its time"
-            );
-        }
+fn give_back(candidate: &mut Candidate) {
+    if let Some(session) = candidate.session.take()
+        && let Err(error) = session.release()
+    {
+        tracing::warn!(
+            node = %candidate.entry.name,
+            error = &error as &dyn std::error::Error,
+            "memory could not be given back; the node frees it when the region has had no owner for its time"
+        );
     }
 }

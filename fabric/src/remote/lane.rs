@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use super::frames::Frames;
 use super::link::{Cause, NodeLink, Trouble};
 use super::queue::{LaneQueue, LinkState};
 use super::redial::{ByWatches, Inline, Job, Outcome, Redial};
@@ -12,7 +13,7 @@ use crate::pages::{
 };
 use crate::transport::{
     Armed, Completion, LocalMemory, MAX_QUEUE_DEPTH, Mapping, PostError, QueuePair,
-    QueuePairConfig, Ticket, TransportKind, WorkRequest,
+    QueuePairConfig, Ticket, WorkRequest,
 };
 use crate::units::PAGE_BYTES;
 
@@ -35,7 +36,7 @@ pub(super) struct Lane {
     redial: Box<dyn Redial>,
     chain: Vec<WorkRequest>,
     completions: Vec<Completion>,
-    frames: Arc<Mapping>,
+    frames: Arc<Frames>,
     config: QueuePairConfig,
     deadline_ms: u64,
     shared: Arc<Shared>,
@@ -56,7 +57,7 @@ impl Lane {
             depth,
             ..QueuePairConfig::default()
         };
-        let mapping = Arc::new(Mapping::anonymous(frames as usize * PAGE_BYTES)?);
+        let mut memory = shared.frames.take(frames as usize * PAGE_BYTES)?;
         let redial: Box<dyn Redial> = match shared.watches() {
             Some(watches) => {
                 Box::new(ByWatches::new(watches).map_err(|errno| LaneError::Bell(errno.into()))?)
@@ -74,23 +75,16 @@ impl Lane {
             requests,
             deadline_ms,
         );
-        let mut memories: Vec<(TransportKind, LocalMemory)> = Vec::new();
         let mut connections = Vec::with_capacity(nodes);
         for link in shared.links.iter() {
-            let kind = link.transport.kind();
-            let memory = match memories.iter().find(|(known, _)| *known == kind) {
-                Some((_, memory)) => memory.clone(),
-                None => {
-                    let memory = link.transport.register(Arc::clone(&mapping))?;
-                    memories.push((kind, memory.clone()));
-                    memory
-                }
+            let connection = match connect(link, &pair)? {
+                Some((queue_pair, ticket)) => Some(Connection {
+                    queue_pair: Some(queue_pair),
+                    ticket,
+                    memory: memory.registered(&*link.transport)?,
+                }),
+                None => None,
             };
-            let connection = connect(link, &pair)?.map(|(queue_pair, ticket)| Connection {
-                queue_pair: Some(queue_pair),
-                ticket,
-                memory,
-            });
             if connection.is_none() {
                 queue.lost(link.index);
             }
@@ -102,7 +96,7 @@ impl Lane {
             redial,
             chain: Vec::with_capacity(depth as usize),
             completions: Vec::with_capacity(BATCH),
-            frames: mapping,
+            frames: Arc::new(memory),
             config: pair,
             deadline_ms,
             shared,
@@ -144,7 +138,8 @@ impl Lane {
             self.queue.away(node);
             let now_ms = self.shared.clock.now_ms();
             let job = Job::new(
-                Some(broken),
+                broken,
+                Arc::clone(&self.frames),
                 connection.ticket,
                 self.config,
                 now_ms,
@@ -236,7 +231,7 @@ fn connect(link: &NodeLink, config: &QueuePairConfig) -> Result<Option<Connected
 
 impl PageLane for Lane {
     fn frames(&self) -> &Arc<Mapping> {
-        &self.frames
+        self.frames.mapping()
     }
 
     fn free_slots(&self) -> usize {
@@ -294,8 +289,14 @@ impl PageLane for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        while self.redial.has_finished() {
+            if let Some((node, Outcome::Up(queue_pair, ticket))) = self.redial.finished() {
+                drop(queue_pair);
+                self.redial.dismiss(node, ticket);
+            }
+        }
         for (node, connection) in self.connections.iter_mut().enumerate() {
-            // One that is being replaced goes with the watch thread's answer, its ticket with the region.
+            // One that is being replaced is the watch thread's to end.
             if let Some(Connection {
                 queue_pair: queue_pair @ Some(_),
                 ticket,

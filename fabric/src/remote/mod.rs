@@ -18,6 +18,7 @@ mod bell;
 mod clock;
 mod create;
 mod directory;
+mod frames;
 mod homes;
 mod lane;
 mod link;

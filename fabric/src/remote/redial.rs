@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::bell::Bell;
 use super::clock::Clock;
+use super::frames::Frames;
 use super::link::{Death, NodeLink, Trouble};
 use super::watch::{Message, WatchHandle};
 use crate::transport::{QueuePair, QueuePairConfig, Ticket};
@@ -37,6 +38,8 @@ pub(super) enum Outcome {
 pub(super) struct Job {
     /// Dropped before anything else: when that is done it touches no frame any more.
     broken: Option<Box<dyn QueuePair>>,
+    /// Held until then, also when the lane has been dropped meanwhile.
+    frames: Option<Arc<Frames>>,
     ticket: Option<Ticket>,
     config: QueuePairConfig,
     next_try_ms: u64,
@@ -46,14 +49,16 @@ pub(super) struct Job {
 
 impl Job {
     pub(super) fn new(
-        broken: Option<Box<dyn QueuePair>>,
+        broken: Box<dyn QueuePair>,
+        frames: Arc<Frames>,
         ticket: Ticket,
         config: QueuePairConfig,
         now_ms: u64,
         deadline_ms: u64,
     ) -> Self {
         Self {
-            broken,
+            broken: Some(broken),
+            frames: Some(frames),
             ticket: Some(ticket),
             config,
             next_try_ms: now_ms,
@@ -70,6 +75,7 @@ impl Job {
     /// One try, if it is time for one. `None`: to be tried again at [`Self::next_try_ms`].
     pub(super) fn attempt(&mut self, link: &NodeLink, clock: &dyn Clock) -> Option<Outcome> {
         self.broken = None;
+        self.frames = None;
         let now = clock.now_ms();
         if now < self.next_try_ms && !link.is_lost() && !link.is_fenced() {
             return None;
@@ -126,10 +132,11 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    /// If the lane is gone, a new queue pair goes with it.
-    pub(super) fn put(&self, node: u16, outcome: Outcome) {
-        let _ = self.sender.send((node, outcome));
+    /// Gives the outcome back if the lane is gone.
+    pub(super) fn put(&self, node: u16, outcome: Outcome) -> Result<(), Outcome> {
+        let sent = self.sender.send((node, outcome));
         self.bell.ring();
+        sent.map_err(|unsent| unsent.into_inner().1)
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::clock::Clock;
 use super::directory::Directory;
+use super::frames::FramePool;
 use super::homes::Homes;
 use super::lane::Lane;
 use super::link::NodeLink;
@@ -52,6 +53,7 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// Shared with the links.
     pub(super) fenced: Arc<AtomicBool>,
+    pub(super) frames: Arc<FramePool>,
     /// One a node; none in simulated time. Emptied on release.
     pub(super) watches: Mutex<Vec<Watch>>,
 }

@@ -105,7 +105,8 @@ impl Remote {
             }
             check_complete(&directory, &opened)?;
             let (copies, homes) = (directory.copies, &directory.homes);
-            return assemble(&region, options, identity, copies, homes, opened)
+            let frames = transports.frames();
+            return assemble(&region, options, identity, copies, homes, opened, frames)
                 .map_err(ReopenError::Watch);
         }
         Err(ReopenError::Contended { current })

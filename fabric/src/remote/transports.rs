@@ -3,16 +3,20 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::frames::FramePool;
 use crate::placement::NodeEntry;
 use crate::transport::tcp::{RingError, TcpTransport};
 #[cfg(any(feature = "verbs", feature = "rdma-sys"))]
 use crate::transport::verbs::{OpenError, VerbsTransport};
 use crate::transport::{Transport, TransportKind};
 
-/// The transports that a region may use.
+/// The transports that regions may use, one of a kind. Make it once and keep it: with it goes the memory
+/// that was registered for lanes.
 #[derive(Clone, Default)]
 pub struct Transports {
     known: Vec<Arc<dyn Transport>>,
+    /// Shared by all clones, and with it the frames of the lanes of all their regions.
+    frames: Arc<FramePool>,
 }
 
 impl Transports {
@@ -49,6 +53,10 @@ impl Transports {
     pub fn with(mut self, transport: Arc<dyn Transport>) -> Self {
         self.known.push(transport);
         self
+    }
+
+    pub(super) fn frames(&self) -> Arc<FramePool> {
+        Arc::clone(&self.frames)
     }
 
     pub(super) fn get(&self, node: &NodeEntry) -> Result<Arc<dyn Transport>, TransportMissing> {

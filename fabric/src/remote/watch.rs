@@ -190,7 +190,10 @@ impl Watcher {
             let outcome: Option<Outcome> = job.attempt(link, &**clock);
             match outcome {
                 Some(outcome) => {
-                    mailbox.put(link.index, outcome);
+                    if let Err(Outcome::Up(queue_pair, ticket)) = mailbox.put(link.index, outcome) {
+                        drop(queue_pair);
+                        link.dismiss(ticket);
+                    }
                     false
                 }
                 None => true,

@@ -346,6 +346,31 @@ pub(crate) fn lanes_of_many_threads_share_a_region(fabric: Fabric) {
     wait_until("all lanes are gone", || cluster.queue_pairs() == 0);
 }
 
+pub(crate) fn lanes_that_come_and_go_use_the_same_memory(fabric: Fabric) {
+    let cluster = Cluster::start(fabric, &[2 * MIB, 2 * MIB]);
+    let remote = cluster.create(4 * MIB, MIB).expect("room");
+    let mut places = std::collections::BTreeSet::new();
+    for round in 0..20 {
+        let lane = remote.open_lane(&LaneConfig::default()).expect("a lane");
+        places.insert(lane.frames().as_ptr() as usize);
+        // Some end while their queue pairs are being replaced.
+        if round % 4 == 0 {
+            cluster
+                .nodes
+                .iter()
+                .for_each(TestNode::break_data_connections);
+        }
+    }
+    assert!(
+        places.len() < 10,
+        "{} sets of frames for one lane at a time",
+        places.len()
+    );
+    wait_until("no queue pair is left behind", || {
+        cluster.queue_pairs() == 0
+    });
+}
+
 /// A session of a tenant and region of that number.
 fn open(node: &TestNode, number: u64) -> Session {
     let identity = Identity {
@@ -415,6 +440,7 @@ macro_rules! remote_suite {
             a_node_that_does_not_answer_is_given_up_when_its_time_is_over
             lanes_of_many_threads_share_a_region
             an_owner_reaches_its_own_extents_only
+            lanes_that_come_and_go_use_the_same_memory
         );
     };
     (@each $fabric:expr; $($check:ident)*) => {
