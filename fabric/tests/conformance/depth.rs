@@ -1,6 +1,9 @@
 //! Chains, full queues, and thousands of operations in flight.
 
-use mycoram_fabric::transport::{PostError, WorkId};
+use std::time::Instant;
+
+use mycoram_fabric::transport::{Armed, PostError, WorkId};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::client::{Client, read, write};
 use super::data::pattern;
@@ -155,6 +158,39 @@ pub(crate) fn the_queue_can_be_filled_again_and_again<F: Fabric>(fabric: &F) {
             assert_eq!(completion.result, Ok(()));
             seen += 3;
         }
+    }
+}
+
+pub(crate) fn a_readiness_waiter_hears_of_every_completion<F: Fabric>(fabric: &F) {
+    let (_node, export, mut client) = Client::with_node(fabric, 1 << 20, 16, 1 << 20);
+    if client.pair.readiness().is_none() {
+        // Simulated time has nothing to wait on; `wait` is checked everywhere.
+        return;
+    }
+    let begun = Instant::now();
+    let mut completions = Vec::with_capacity(16);
+    for round in 0..u64::from(fabric.rounds() / 10) {
+        let len = if round % 8 == 0 { 65_536 } else { 64 };
+        let chain: Vec<_> = (0..1 + round % 16)
+            .map(|n| {
+                read(
+                    n,
+                    client.slice(n as usize * 65_536, len),
+                    at(&export, n * 65_536),
+                )
+            })
+            .collect();
+        client.pair.post(&chain).expect("room");
+        while completions.len() < chain.len() {
+            if client.pair.poll(&mut completions) == 0 && client.pair.arm() == Armed::Waiting {
+                let fd = client.pair.readiness().expect("there was one before");
+                let mut wait = [PollFd::new(fd, PollFlags::POLLIN)];
+                let patience = PollTimeout::try_from(fabric.patience()).expect("some seconds");
+                poll(&mut wait, patience).expect("a descriptor can be polled");
+            }
+            assert!(begun.elapsed() < fabric.patience(), "nobody woke us");
+        }
+        assert!(completions.drain(..).all(|c| c.result.is_ok()));
     }
 }
 

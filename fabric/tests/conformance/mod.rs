@@ -120,12 +120,13 @@ macro_rules! conformance_suite {
             refusals: an_unknown_rkey_is_refused, a_revoked_rkey_is_refused,
                 another_tenants_rkey_is_refused, reading_past_the_end_is_refused,
                 an_overflowing_address_is_refused, writing_past_the_end_changes_nothing,
-                an_atomic_past_the_end_is_refused, everything_behind_a_refusal_is_flushed,
+                an_atomic_past_the_end_is_refused,
+                the_longest_write_is_refused_as_any_other, everything_behind_a_refusal_is_flushed,
                 exporting_outside_of_the_pool_is_refused;
             depth: a_chain_signals_only_what_is_asked, a_full_queue_takes_nothing_of_a_chain,
                 poll_never_grows_the_vector, thousands_of_reads_in_flight,
                 thousands_of_writes_in_flight, the_queue_can_be_filled_again_and_again,
-                dropping_with_work_in_flight_ends;
+                a_readiness_waiter_hears_of_every_completion, dropping_with_work_in_flight_ends;
             sessions: an_unknown_ticket_is_refused, a_dismissed_ticket_admits_nobody,
                 dismissing_breaks_the_sessions_queue_pairs, fencing_breaks_lower_epochs_only,
                 fencing_leaves_other_regions_alone, many_queue_pairs_share_a_ticket,

@@ -1,7 +1,7 @@
 //! What the serving side must refuse, and what a refusal does to the queue pair.
 
 use mycoram_fabric::transport::{
-    ErrorKind, Export, ExportError, Operation, PostError, Retry, WorkId,
+    ErrorKind, Export, ExportError, MAX_TRANSFER_BYTES, Operation, PostError, Retry, WorkId,
 };
 use mycoram_fabric::units::{RemoteAddr, Rkey};
 
@@ -144,6 +144,14 @@ pub(crate) fn writing_past_the_end_changes_nothing<F: Fabric>(fabric: &F) {
         bytes.iter().all(|b| *b == 0),
         "nothing behind the export is written"
     );
+}
+
+pub(crate) fn the_longest_write_is_refused_as_any_other<F: Fabric>(fabric: &F) {
+    let most = MAX_TRANSFER_BYTES;
+    let (_node, export, mut client) = Client::with_node(fabric, 8192, 4, most);
+    let from = client.slice(0, most);
+    let into = at(&export, 0);
+    assert_refused(&mut client, Operation::Write { from, into });
 }
 
 pub(crate) fn an_atomic_past_the_end_is_refused<F: Fabric>(fabric: &F) {

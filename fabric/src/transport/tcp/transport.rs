@@ -21,6 +21,11 @@ use crate::transport::{
 use crate::units::Epoch;
 use crate::wire::data::{DATA_VERSION, FRAME_BYTES, Frame, FrameKind, MalformedFrame, Status};
 
+/// The kernel gives a connection up no sooner than this. The deadline of a queue pair is looked at by
+/// its owner; the kernel's also runs while the owner is busy elsewhere and takes no answers, when a peer
+/// that waits for it looks dead.
+const MIN_USER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The tcp transport's compute side.
 #[derive(Debug, Default)]
 pub struct TcpTransport {
@@ -117,7 +122,7 @@ impl Transport for TcpTransport {
         let deadline = Instant::now() + timeout;
         let stream = TcpStream::connect_timeout(&peer, timeout).map_err(unreachable)?;
         let response = Duration::from_millis(config.response_timeout_ms.max(1).into());
-        socket::set_options(&stream, response).map_err(local)?;
+        socket::set_options(&stream, response.max(MIN_USER_TIMEOUT)).map_err(local)?;
         let epoch = shake_hands(&stream, ticket, deadline).map_err(|error| match error {
             HandshakeError::Refused => ConnectError::Refused { peer },
             HandshakeError::Protocol => ConnectError::Protocol {

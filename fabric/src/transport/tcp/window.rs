@@ -189,13 +189,16 @@ impl Window {
             (FrameKind::Answer, Status::Done | Status::Access) => {}
             _ => return Err(ErrorKind::Protocol),
         }
-        // An answer to what was never asked, or not yet sent whole.
-        if number >= self.requests.done() || frame.addr.get() != number || frame.epoch != self.epoch
-        {
+        if frame.addr.get() != number || frame.epoch != self.epoch {
             return Err(ErrorKind::Protocol);
         }
-        if frame.status == Status::Access {
-            return Err(ErrorKind::RemoteAccess);
+        let asked = self.requests.done();
+        match frame.status {
+            // A WRITE is refused by its header, while its payload may still be on its way.
+            Status::Access if number <= asked => return Err(ErrorKind::RemoteAccess),
+            // What is done was asked before, and all of it.
+            Status::Done if number < asked => {}
+            _ => return Err(ErrorKind::Protocol),
         }
         if frame.payload as usize != self.answers.payload(number).len {
             return Err(ErrorKind::Protocol);

@@ -136,6 +136,7 @@ impl TcpServer {
             desks: desks.clone(),
             next: 0,
             accepting: false,
+            shut_until: None,
         });
         let mut server = Self {
             address,

@@ -113,6 +113,8 @@ pub(super) struct Door {
     pub(super) desks: Vec<Desk>,
     pub(super) next: usize,
     pub(super) accepting: bool,
+    /// Descriptors or memory ran out: not before then.
+    pub(super) shut_until: Option<Instant>,
 }
 
 impl Worker {
@@ -219,6 +221,10 @@ impl Worker {
     fn open_door(&mut self) -> io::Result<()> {
         let finishing = self.finish_by.is_some();
         if let Some(door) = self.door.as_mut().filter(|d| !d.accepting && !finishing) {
+            if door.shut_until.is_some_and(|until| Instant::now() < until) {
+                return Ok(());
+            }
+            door.shut_until = None;
             door.accepting = true;
             let listener = types::Fd(door.listener.as_raw_fd());
             let accept = opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC);
@@ -340,7 +346,6 @@ impl Worker {
         let Some(door) = &mut self.door else {
             return Ok(());
         };
-        // Out of descriptors or memory: the door opens again with the next tick.
         door.accepting = cqueue::more(entry.flags());
         if entry.result() < 0 {
             // EINVAL: the door was shut, by us.
