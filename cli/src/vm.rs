@@ -1,9 +1,11 @@
 //! `myco vm`: QEMUs on far memory. What its verbs share: options of the far side, words on stderr, failures.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Subcommand;
 use mycoram_agent::daemon::PlacedRegions;
@@ -125,6 +127,13 @@ impl Far {
 
 /// Says on stderr what happens to a VM. Its stdout is QEMU's.
 pub(crate) fn tell(name: &RegionName, notice: &Notice) {
+    let line = format!("myco: {name}: {}\n", words(notice));
+    // In one piece: QEMU writes to the same terminal. Nobody is left to tell if stderr is closed.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+fn words(notice: &Notice) -> String {
+    let ms = |time: &Duration| time.as_secs_f64() * 1e3;
     match notice {
         Notice::Attached {
             pid,
@@ -132,17 +141,12 @@ pub(crate) fn tell(name: &RegionName, notice: &Notice) {
             stopped,
             memory,
             local_budget,
-        } => eprintln!(
-            "myco: {name}: attached to QEMU {pid} in {:.1} ms (its main thread stood still for {:.2} ms): {memory} of RAM, {local_budget} local",
-            attach.as_secs_f64() * 1e3,
-            stopped.as_secs_f64() * 1e3,
+        } => format!(
+            "attached to QEMU {pid} in {:.1} ms (its main thread stood still for {:.2} ms): {memory} of RAM, {local_budget} local",
+            ms(attach),
+            ms(stopped),
         ),
-        Notice::TakenOver { pid, took } => {
-            eprintln!(
-                "myco: {name}: took QEMU {pid} over in {:.1} ms",
-                took.as_secs_f64() * 1e3
-            );
-        }
+        Notice::TakenOver { pid, took } => format!("took QEMU {pid} over in {:.1} ms", ms(took)),
         Notice::Lost { pages, total } => {
             let node = pages.iter().find_map(|page| page.node.as_deref());
             let why = match node {
@@ -150,21 +154,16 @@ pub(crate) fn tell(name: &RegionName, notice: &Notice) {
                 None if pages.is_empty() => "a memory node is gone".to_owned(),
                 None => "their content came back wrong".to_owned(),
             };
-            eprintln!(
-                "myco: {name}: {total} pages are lost, because {why}; QEMU gets SIGBUS when the guest touches one"
-            );
+            format!(
+                "{total} pages are lost, because {why}; QEMU gets SIGBUS when the guest touches one"
+            )
         }
-        Notice::Fenced => {
-            eprintln!("myco: {name}: another owner has its memory; this copy of the VM is ended")
-        }
+        Notice::Fenced => "another owner has its memory; this copy of the VM is ended".to_owned(),
         Notice::ComingHome => {
-            eprintln!(
-                "myco: {name}: bringing its memory home; another signal leaves QEMU waiting for `myco vm attach`"
-            );
+            "bringing its memory home; another signal leaves QEMU waiting for `myco vm attach`"
+                .to_owned()
         }
-        Notice::StaysAway(error) => {
-            eprintln!("myco: {name}: its memory stays where it is: {error}")
-        }
+        Notice::StaysAway(error) => format!("its memory stays where it is: {error}"),
     }
 }
 

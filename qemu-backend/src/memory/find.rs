@@ -14,6 +14,8 @@ use crate::process::{Mapping, MapsError, PidFd, open_mapping, read_maps};
 use crate::qmp::{Qmp, QmpError};
 
 const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// Read at a time: each read walks on in the target's mappings.
+const SMAPS_BYTES: usize = 64 << 10;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// A guest's RAM, found and open.
@@ -115,7 +117,7 @@ pub fn is_registered(pid: Pid, mapping: &Mapping) -> Result<bool, MapsError> {
     let read = |source: io::Error| MapsError::Read { pid, source };
     let file = std::fs::File::open(format!("/proc/{pid}/smaps")).map_err(read)?;
     let mut inside = false;
-    for line in BufReader::new(file).lines() {
+    for line in BufReader::with_capacity(SMAPS_BYTES, file).lines() {
         let line = line.map_err(read)?;
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if inside

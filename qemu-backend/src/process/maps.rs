@@ -1,6 +1,7 @@
 //! `/proc/PID/maps`, line by line.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::PathBuf;
 
 use nix::unistd::Pid;
@@ -82,9 +83,14 @@ pub enum MapsError {
     },
 }
 
+/// A QEMU has about 300 mappings of 100 bytes; read at once, they are of one moment.
+const USUAL_BYTES: usize = 64 << 10;
+
 /// All mappings of `pid`, in the order of their addresses.
 pub fn read_maps(pid: Pid) -> Result<Vec<Mapping>, MapsError> {
-    let text = std::fs::read(format!("/proc/{pid}/maps"))
+    let mut text = Vec::with_capacity(USUAL_BYTES);
+    File::open(format!("/proc/{pid}/maps"))
+        .and_then(|mut file| file.read_to_end(&mut text))
         .map_err(|source| MapsError::Read { pid, source })?;
     parse_maps(&String::from_utf8_lossy(&text)).map_err(|line| MapsError::Form { pid, line })
 }
