@@ -26,6 +26,9 @@ use crate::wire::control::{Open, Opened, Token};
 pub struct Bounds {
     /// Regions, owned and orphaned. Default 4096.
     pub regions: u32,
+    /// Extents of all regions: what they cost the node in memory and its device in registrations.
+    /// Default 2^20.
+    pub extents: u32,
     /// Tickets, so queue pairs, of one region. Default 1024.
     pub tickets: u32,
     /// Bytes that one tenant may have; `None`: as many as there are.
@@ -38,6 +41,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             regions: 4096,
+            extents: 1 << 20,
             tickets: 1024,
             tenant_bytes: None,
             orphan_ttl_ms: 600_000,
@@ -323,7 +327,21 @@ impl Ledger {
         if draining && !new.is_empty() {
             return Err(Refusal::Draining {});
         }
+        let mut once = BTreeSet::new();
+        if let Some(&extent) = indexes.iter().find(|index| !once.insert(**index)) {
+            return Err(Refusal::AskedTwice { extent });
+        }
         let tenant = region.tenant;
+        let known: usize = self
+            .regions
+            .values()
+            .map(|region| region.extents.len())
+            .sum();
+        if known + new.len() > bounds.extents as usize {
+            return Err(Refusal::TooManyExtents {
+                limit: bounds.extents,
+            });
+        }
         let available = self.free.available(bytes);
         // What no pool has is more than this one has.
         let asked = bytes.saturating_mul(new.len() as u64);

@@ -1,7 +1,7 @@
 //! Refusals: what was asked and what holds. They travel, so each has a number of its own for ever.
 
 use super::codec::{Malformed, Reader, Wire};
-use crate::units::{ByteCount, Epoch};
+use crate::units::{ByteCount, Epoch, ExtentIndex};
 
 /// Defines the enum and its encoding: a tag, then the fields.
 macro_rules! refusals {
@@ -117,4 +117,16 @@ refusals! {
     /// The node's device did not register the memory. The node's log has the reason.
     #[error("the node's device refused to register the memory: see the node's log")]
     15 Device {}
+    /// An extent that is asked for twice in one message.
+    #[error("{extent} is asked for twice at once")]
+    16 AskedTwice {
+        /// Which one.
+        extent: ExtentIndex,
+    }
+    /// A bound on extents is reached. Nothing was allocated.
+    #[error("the node keeps account of at most {limit} extents: ask for fewer and larger ones")]
+    17 TooManyExtents {
+        /// The bound.
+        limit: u32,
+    }
 }

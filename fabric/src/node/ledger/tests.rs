@@ -83,6 +83,47 @@ fn full_says_what_was_asked_and_what_there_is_and_gives_nothing() {
     }
 }
 
+/// Exported twice, it would stay within reach by the first key when the second is revoked.
+#[test]
+fn an_extent_is_not_given_twice_at_once() {
+    let mut ledger = ledger(4);
+    ledger
+        .open(SessionId(1), Epoch::new(1), &open(1, OWNER, true))
+        .expect("new");
+    let twice = [0, 1, 0].map(ExtentIndex::new);
+    let extent = ExtentIndex::new(0);
+    assert_eq!(
+        ledger.allocate(SessionId(1), ONE_PAGE, &twice),
+        Err(Refusal::AskedTwice { extent })
+    );
+    assert_eq!(ledger.counts().free, 4 * PAGE);
+}
+
+#[test]
+fn the_number_of_extents_is_bounded() {
+    let mut ledger = ledger(8);
+    ledger.bounds.extents = 3;
+    for (session, region) in [(1, 1), (2, 2)] {
+        ledger
+            .open(
+                SessionId(session),
+                Epoch::new(1),
+                &open(region, OWNER, true),
+            )
+            .expect("new");
+    }
+    ledger
+        .allocate(SessionId(1), ONE_PAGE, &indexes(0..2))
+        .expect("below the bound");
+    assert_eq!(
+        ledger.allocate(SessionId(2), ONE_PAGE, &indexes(0..2)),
+        Err(Refusal::TooManyExtents { limit: 3 })
+    );
+    ledger
+        .allocate(SessionId(1), ONE_PAGE, &indexes(0..3))
+        .expect("at the bound");
+}
+
 #[test]
 fn a_quota_bounds_a_tenant_over_all_its_regions() {
     let mut ledger = ledger(8);
