@@ -268,7 +268,7 @@ impl Batch {
         }
     }
 
-    /// Inside the gate: the next run whose hole may be punched, at most [`MAX_RUN_PAGES`]; then
+    /// Inside the gate: the next run whose hole may be punched; then
     /// [`Self::punched`]. What the target discards at this moment stays.
     pub(crate) fn next_punch(&mut self, pages: &Pages) -> Option<Run> {
         loop {
@@ -279,7 +279,8 @@ impl Batch {
                 self.stays(pages, start);
                 continue;
             }
-            return Some(self.run_from(start, usize::from(MAX_RUN_PAGES), |s| {
+            // However long: what a punch costs most is to make the other CPUs forget the pages, once a call.
+            return Some(self.run_from(start, self.capacity, |s| {
                 s.fate == Fate::Spliced && !suspect(s)
             }));
         }

@@ -14,12 +14,18 @@ pub(crate) struct Credits {
     free: AtomicI64,
     budget: AtomicI64,
     least_free: AtomicI64,
+    target: AtomicI64,
 }
 
-/// Fewest credits that evictors keep free.
-const MIN_TARGET: i64 = 16;
-/// Most credits that evictors keep free: what a scan takes while batches are on their way out.
-const MAX_TARGET: i64 = 2048;
+/// Bounds of what evictors keep free or on its way to be free: at rest, and when a scan needs more.
+const REST: std::ops::RangeInclusive<i64> = 16..=512;
+const MOST: std::ops::RangeInclusive<i64> = 32..=8192;
+/// What prefetching leaves to faults.
+const RESERVE: std::ops::RangeInclusive<i64> = 4..=64;
+
+fn within(n: i64, bounds: &std::ops::RangeInclusive<i64>) -> i64 {
+    n.clamp(*bounds.start(), *bounds.end())
+}
 
 impl Credits {
     pub(crate) fn new(budget: u64) -> Self {
@@ -28,6 +34,7 @@ impl Credits {
             free: AtomicI64::new(budget),
             budget: AtomicI64::new(budget),
             least_free: AtomicI64::new(budget),
+            target: AtomicI64::new(0),
         }
     }
 
@@ -45,14 +52,31 @@ impl Credits {
         u64::try_from(used).unwrap_or(0)
     }
 
-    /// What evictors keep free: an eighth of the budget, within bounds.
+    /// What evictors keep free, or on its way to be free. A sixteenth of the budget at rest; doubled each
+    /// time that somebody found none, up to a quarter.
     pub(crate) fn target(&self) -> i64 {
-        (self.budget() / 8).clamp(MIN_TARGET, MAX_TARGET)
+        let budget = self.budget();
+        let least = within(budget / 16, &REST);
+        let most = within(budget / 4, &MOST);
+        self.target.load(Ordering::Relaxed).clamp(least, most)
     }
 
-    /// What prefetching leaves to faults: a quarter of that.
+    /// Somebody found no credit: more should be kept free.
+    pub(crate) fn was_short(&self) {
+        let target = self.target();
+        self.target
+            .store(target.saturating_mul(2), Ordering::Relaxed);
+    }
+
+    /// Nobody knows whether so much is still needed: a little less, now and then.
+    pub(crate) fn relax(&self) {
+        let target = self.target();
+        self.target.store(target - target / 4, Ordering::Relaxed);
+    }
+
+    /// What prefetching leaves to faults.
     pub(crate) fn reserve(&self) -> i64 {
-        self.target() / 4
+        within(self.target() / 8, &RESERVE)
     }
 
     /// Takes one credit if `keep` stay free.

@@ -76,6 +76,7 @@ impl Evictor {
         let block = u32::from(SLOTS_PER_PIPE);
         let blocks = parts.shared.config.lane.frames / block;
         let direct_io = DirectIo::of(parts.shared.target_pid);
+        let slots = parts.batches.len() * usize::from(SLOTS_PER_PIPE);
         for batch in &parts.batches {
             parts.shared.parking[usize::from(batch.pipe())]
                 .owned_by(Arc::clone(parts.lane.frames()));
@@ -94,8 +95,8 @@ impl Evictor {
             blocks: (0..blocks).map(|b| FrameIndex(b * block)).collect(),
             scratch: parts.scratch,
             direct_io,
-            victims: Vec::with_capacity(usize::from(SLOTS_PER_PIPE)),
-            refused: Vec::with_capacity(usize::from(SLOTS_PER_PIPE)),
+            victims: Vec::with_capacity(slots),
+            refused: Vec::with_capacity(slots),
             done: Vec::with_capacity(1024),
             poll_fds: Vec::with_capacity(64),
             nobody: false,
@@ -113,10 +114,8 @@ impl Evictor {
             }
             self.lane.ring();
             self.nobody = false;
-            if self.shared.wants_eviction()
-                && let Some(idle) = self.batches.iter().position(|w| w.batch.is_idle())
-            {
-                let started = self.start(idle);
+            if self.shared.wants_eviction() && self.batches.iter().any(|w| w.batch.is_idle()) {
+                let started = self.start();
                 self.nobody = !started;
                 busy |= started;
             }
@@ -126,28 +125,38 @@ impl Evictor {
         }
     }
 
-    /// Chooses victims for an idle batch. False: nobody may leave now.
-    fn start(&mut self, at: usize) -> bool {
+    /// Chooses victims for as many idle batches as are needed. False: nobody may leave now.
+    fn start(&mut self) -> bool {
         let size = self.shared.eviction_size();
+        let idle = self.batches.iter().filter(|w| w.batch.is_idle()).count();
+        let wanted = usize::try_from(self.shared.eviction_need()).unwrap_or(0);
+        let wanted = wanted.clamp(size, size * idle);
         let desk = Arc::clone(&self.desk);
         let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
         self.victims.clear();
-        desk.pick(&self.shared.pages, size, &mut self.victims);
+        desk.pick(&self.shared.pages, wanted, &mut self.victims);
         // Neighbours leave together: one splice, one punch, one WRITE.
         self.victims.sort_unstable();
-        let batch = &mut self.batches[at].batch;
-        for page in &self.victims {
-            if !batch.choose(&self.shared.pages, *page) {
-                let word = self.shared.pages.table.word(*page);
-                if word.state() == PageState::Resident && !word.homeless() {
-                    self.refused.push(*page);
+        let mut victims = self.victims.iter();
+        let mut any = false;
+        for working in self.batches.iter_mut().filter(|w| w.batch.is_idle()) {
+            let batch = &mut working.batch;
+            while batch.len() < size
+                && let Some(page) = victims.next()
+            {
+                if !batch.choose(&self.shared.pages, *page) {
+                    let word = self.shared.pages.table.word(*page);
+                    if word.state() == PageState::Resident && !word.homeless() {
+                        self.refused.push(*page);
+                    }
                 }
             }
+            any |= !batch.is_idle();
         }
         for page in self.refused.drain(..) {
             desk.stays(page);
         }
-        !batch.is_idle()
+        any
     }
 
     /// Takes a batch as far as it goes now. `until` becomes the time at which it wants to go on.

@@ -351,6 +351,7 @@ impl FaultWorker {
                 }
                 FaultStep::NoCredit => {
                     count(&self.shared.counters.waited_for_budget, 1);
+                    self.shared.pages.credits.was_short();
                     if !self.wants_credit {
                         self.wants_credit = true;
                         self.shared.waiting.fetch_add(1, Ordering::SeqCst);
@@ -553,6 +554,7 @@ impl FaultWorker {
                 match self.shared.pages.prefetch(page, keep) {
                     FaultStep::Read => claimed += 1,
                     FaultStep::NoCredit => {
+                        self.shared.pages.credits.was_short();
                         room = false;
                         break;
                     }

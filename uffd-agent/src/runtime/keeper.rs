@@ -89,6 +89,7 @@ impl Keeper {
             let now = self.shared.now();
             if now >= self.figures_at {
                 self.figures_at = now + FIGURES_NS;
+                self.shared.pages.credits.relax();
                 self.write_figures();
                 self.tell_losses();
             }

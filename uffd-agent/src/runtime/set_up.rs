@@ -152,7 +152,10 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
             scratch: scratch()?,
         });
     }
-    let mut desk = VictimDesk::new(victims_for(config.victims, PageCount::new(budget)), news);
+    let mut desk = VictimDesk::new(
+        victims_for(config.victims, VictimDesk::share_of(PageCount::new(budget))),
+        news,
+    );
     desk.admit_all(&shared.pages);
     let desk = Arc::new(Mutex::new(desk));
 

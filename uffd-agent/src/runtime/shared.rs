@@ -255,10 +255,15 @@ impl Shared {
         }
     }
 
-    /// Whether evictors have something to do.
-    pub(crate) fn wants_eviction(&self) -> bool {
+    /// How many more pages should leave.
+    pub(crate) fn eviction_need(&self) -> i64 {
         let credits = &self.pages.credits;
-        credits.free() + self.held.load(Ordering::SeqCst) < credits.target()
+        credits.target() - credits.free() - self.held.load(Ordering::SeqCst)
+    }
+
+    /// Whether evictors have something to do: not for a page or two, unless that is all there is.
+    pub(crate) fn wants_eviction(&self) -> bool {
+        self.eviction_need() * 4 > self.pages.credits.target()
     }
 
     /// Pages that one eviction takes: enough to be worth its system calls, few enough for the budget.

@@ -1,6 +1,6 @@
 //! The victim policy and the news that reach it. Shared by evictors; fault workers only push news.
 
-use mycoram_fabric::units::PageIndex;
+use mycoram_fabric::units::{PageCount, PageIndex};
 
 use crate::engine::Pages;
 use crate::page_table::PageState;
@@ -91,7 +91,14 @@ impl VictimDesk {
         }
     }
 
-    pub(crate) fn set_budget(&mut self, budget: mycoram_fabric::units::PageCount) {
-        self.victims.set_budget(budget);
+    pub(crate) fn set_budget(&mut self, budget: PageCount) {
+        self.victims.set_budget(Self::share_of(budget));
+    }
+
+    /// What a policy is told of a budget: what is resident while credits are kept free and pages are
+    /// leaving. Told more, it would wait for its queues to fill in vain, and mix its queues page by page,
+    /// so that neighbours would no longer leave together.
+    pub(crate) fn share_of(budget: PageCount) -> PageCount {
+        PageCount::new((budget.get() - budget.get() / 4).max(1))
     }
 }
