@@ -106,6 +106,20 @@ impl Message {
         moved(unsafe { libc::recvmsg(stream.as_raw_fd(), message, flags) })
     }
 
+    /// Puts `bytes` where the parts say, as a receive would; they are as many as the parts or fewer.
+    #[cfg(test)]
+    pub(super) fn scatter(&mut self, mut bytes: &[u8]) {
+        for part in &self.0.parts[..self.0.used] {
+            let (now, later) = bytes.split_at(part.iov_len.min(bytes.len()));
+            // SAFETY: the parts lead to memory that the test keeps, of at least this length.
+            unsafe {
+                std::ptr::copy_nonoverlapping(now.as_ptr(), part.iov_base.cast(), now.len());
+            }
+            bytes = later;
+        }
+        assert!(bytes.is_empty(), "more than was asked for");
+    }
+
     #[cfg(test)]
     pub(super) fn lengths(&self) -> Vec<usize> {
         self.0.parts[..self.0.used]

@@ -272,3 +272,184 @@ impl Window {
         into.len() - before
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::transport::{LocalMemory, Mapping, RemoteSlice};
+    use crate::units::{RemoteAddr, Rkey};
+
+    const EPOCH: Epoch = Epoch::new(5);
+
+    struct Scene {
+        window: Window,
+        memory: LocalMemory,
+        message: Message,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let memory = Arc::new(Mapping::anonymous(4096).expect("memory"));
+            Self {
+                window: Window::new(([127, 0, 0, 1], 1).into(), EPOCH, 8),
+                memory: LocalMemory::new(memory, 1),
+                message: Message::new(),
+            }
+        }
+
+        fn remote() -> RemoteSlice {
+            RemoteSlice {
+                addr: RemoteAddr::new(64),
+                rkey: Rkey::new(9),
+            }
+        }
+
+        fn post(&mut self, id: u64, signaled: bool, operation: Operation) {
+            self.window.push(&WorkRequest {
+                id: WorkId(id),
+                operation,
+                signaled,
+            });
+        }
+
+        fn read(&mut self, id: u64, signaled: bool, len: usize) {
+            let into = self.memory.slice(0, len).expect("inside");
+            let from = Self::remote();
+            self.post(id, signaled, Operation::Read { into, from });
+        }
+
+        fn send_all(&mut self) {
+            while self.window.has_unsent() {
+                self.window.fill_send(&mut self.message);
+                self.window.sent(self.message.bytes());
+            }
+        }
+
+        /// The peer says this.
+        fn hear(&mut self, bytes: &[u8]) -> Result<(), ErrorKind> {
+            self.window.fill_receive(&mut self.message);
+            self.message.scatter(bytes);
+            self.window.received(bytes.len())
+        }
+
+        fn collect(&mut self) -> Vec<(u64, Result<(), ErrorKind>)> {
+            let mut completions = Vec::with_capacity(16);
+            self.window.collect(&mut completions);
+            completions
+                .iter()
+                .map(|c| (c.id.0, c.result.map_err(|error| error.kind)))
+                .collect()
+        }
+    }
+
+    fn answer(number: u64, change: impl FnOnce(&mut Frame)) -> Vec<u8> {
+        let mut frame = Frame::answer(EPOCH, number, Status::Done);
+        change(&mut frame);
+        let mut bytes = frame.encode().to_vec();
+        bytes.resize(FRAME_BYTES + frame.payload as usize, 0x3c);
+        bytes
+    }
+
+    #[test]
+    fn silent_ones_are_freed_by_the_next_signaled_one() {
+        let mut scene = Scene::new();
+        for id in 0..4 {
+            scene.read(id, id == 2, 0);
+        }
+        scene.send_all();
+        for id in 0..4 {
+            assert_eq!(scene.hear(&answer(id, |_| {})), Ok(()));
+            let expected: &[_] = if id == 2 { &[(2, Ok(()))] } else { &[] };
+            assert_eq!(scene.collect(), expected);
+            assert_eq!(scene.window.free(), if id < 2 { 4 } else { 7 });
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_breaks_the_protocol() {
+        let protocol = Err(ErrorKind::Protocol);
+        let lies: Vec<(&str, Vec<u8>)> = vec![
+            ("another request's", answer(1, |_| {})),
+            ("another epoch's", answer(0, |f| f.epoch = Epoch::new(6))),
+            ("too short", answer(0, |f| f.payload = 8)),
+            (
+                "refused as a ticket is",
+                answer(0, |f| f.status = Status::Refused),
+            ),
+            ("a request", Frame::new(FrameKind::Read).encode().to_vec()),
+            ("noise", vec![0xee; FRAME_BYTES]),
+        ];
+        for (what, bytes) in lies {
+            let mut scene = Scene::new();
+            scene.read(0, true, 64);
+            scene.send_all();
+            assert_eq!(scene.hear(&bytes), protocol, "{what}");
+        }
+        let mut scene = Scene::new();
+        scene.read(0, true, 64);
+        let early = answer(0, |f| f.payload = 64);
+        assert_eq!(scene.hear(&early), protocol, "answered before it was asked");
+        let mut scene = Scene::new();
+        assert_eq!(scene.hear(&answer(0, |_| {})), protocol, "unasked");
+    }
+
+    #[test]
+    fn the_reason_goes_to_the_first_and_the_rest_is_flushed() {
+        let mut scene = Scene::new();
+        for id in 0..4 {
+            scene.read(id, id != 2, 0);
+        }
+        scene.send_all();
+        assert_eq!(scene.hear(&answer(0, |_| {})), Ok(()));
+        let refusal = answer(1, |f| f.status = Status::Access);
+        let reason = scene.hear(&refusal).expect_err("refused");
+        scene.window.break_with(reason);
+        scene.window.break_with(ErrorKind::PeerDisconnected);
+        assert_eq!(
+            scene.collect(),
+            [
+                (0, Ok(())),
+                (1, Err(ErrorKind::RemoteAccess)),
+                (2, Err(ErrorKind::Flushed)),
+                (3, Err(ErrorKind::Flushed)),
+            ]
+        );
+        assert_eq!(scene.collect(), []);
+        assert_eq!(scene.window.free(), 8);
+    }
+
+    #[test]
+    fn a_farewell_says_why() {
+        for (status, kind) in [
+            (Status::Fenced, ErrorKind::Fenced),
+            (Status::Done, ErrorKind::PeerDisconnected),
+        ] {
+            for waiting in [false, true] {
+                let mut scene = Scene::new();
+                if waiting {
+                    scene.read(0, true, 64);
+                    scene.send_all();
+                }
+                let mut farewell = Frame::new(FrameKind::Farewell);
+                farewell.status = status;
+                assert_eq!(scene.hear(&farewell.encode()), Err(kind));
+            }
+        }
+    }
+
+    #[test]
+    fn an_atomic_brings_the_former_value() {
+        let mut scene = Scene::new();
+        let old = scene.memory.slice(8, 8).expect("inside");
+        let at = Scene::remote();
+        scene.post(3, true, Operation::FetchAdd { old, at, add: 1 });
+        scene.send_all();
+        assert_eq!(scene.hear(&answer(0, |f| f.first = 41)), Ok(()));
+        assert_eq!(scene.collect(), [(3, Ok(()))]);
+        let mut word = [0; 8];
+        let copied = scene.memory.mapping().copy_out(8, &mut word);
+        assert_eq!((copied, u64::from_ne_bytes(word)), (Ok(()), 41));
+    }
+}
