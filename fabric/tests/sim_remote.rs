@@ -540,30 +540,37 @@ fn tell(seed: u64, weather: Weather) -> (u64, u64, u64) {
     (story.network.digest(), story.answered, story.lost)
 }
 
-/// Tells many stories, or the one of SIM_SEED; how much was answered, and how much lost.
-fn tell_all(seeds: u64, weather: Weather) -> (u64, u64) {
+/// Tells many stories; how much was answered, and how much lost. Or the one of SIM_SEED, and no more.
+fn tell_all(seeds: u64, weather: Weather) -> Option<(u64, u64)> {
     if let Ok(seed) = std::env::var("SIM_SEED") {
-        let (_, answered, lost) = tell(seed.parse().expect("a number"), weather);
-        return (answered, lost);
+        tell(seed.parse().expect("a number"), weather);
+        return None;
     }
-    (0..seeds).fold((0, 0), |(answered, lost), seed| {
+    let (mut answered, mut lost) = (0, 0);
+    for seed in 0..seeds {
         let (_, more, gone) = tell(seed, weather);
-        (answered + more, lost + gone)
-    })
+        answered += more;
+        lost += gone;
+    }
+    Some((answered, lost))
 }
 
 #[test]
 fn whatever_happens_every_request_is_answered_once_and_pages_are_as_written() {
-    let (answered, lost) = tell_all(150, Weather::Fair);
+    let Some((answered, lost)) = tell_all(150, Weather::Fair) else {
+        return;
+    };
     // The stories are about something: work was done, and some of it met death.
-    assert!(answered > 100, "{answered} requests were answered");
+    assert!(answered > 5000, "{answered} requests were answered");
     assert!(lost > 0, "{lost} pages were lost");
 }
 
 #[test]
 fn nodes_that_are_slow_are_asked_again_until_they_answer() {
-    let (answered, lost) = tell_all(25, Weather::Foul);
-    assert!(answered > 100, "{answered} requests were answered");
+    let Some((answered, lost)) = tell_all(25, Weather::Foul) else {
+        return;
+    };
+    assert!(answered > 5000, "{answered} requests were answered");
     assert_eq!(lost, 0, "nobody died");
 }
 
