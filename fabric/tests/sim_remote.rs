@@ -561,7 +561,7 @@ fn whatever_happens_every_request_is_answered_once_and_pages_are_as_written() {
         return;
     };
     // The stories are about something: work was done, and some of it met death.
-    assert!(answered > 5000, "{answered} requests were answered");
+    assert!(answered > 2000, "{answered} requests were answered");
     assert!(lost > 0, "{lost} pages were lost");
 }
 
@@ -570,7 +570,7 @@ fn nodes_that_are_slow_are_asked_again_until_they_answer() {
     let Some((answered, lost)) = tell_all(25, Weather::Foul) else {
         return;
     };
-    assert!(answered > 5000, "{answered} requests were answered");
+    assert!(answered > 2000, "{answered} requests were answered");
     assert_eq!(lost, 0, "nobody died");
 }
 
