@@ -13,10 +13,16 @@
 //!
 //! # What the library does to its process
 //! - Its threads are named `myco-...` and have every signal blocked; a program's handlers never run on them.
+//! - **mremap, munmap**: a mapping, or a part of it, may be moved (`MREMAP_MAYMOVE`) or unmapped: the pages go
+//!   on where they are, and the C interface knows them by their new address. One that grows raises SIGBUS
+//!   behind its old end.
 //! - **fork**: the child has no mapping (an access is SIGSEGV) and may not call the library ([`Forked`]); the
 //!   parent goes on unharmed. A child that execs is a new program.
+//! - **direct IO** (`O_DIRECT`): reads into a mapping and writes from it work as into any memory. While a file
+//!   is open for it, evicted pages are kept a second before they are sent away, so eviction is slower; a
+//!   direct read that takes longer than that second, into pages that leave meanwhile, would lose what it brings.
 //! - **exit**: nothing needs to be unmapped first. What is still mapped when the process ends, in whatever
-//!   way, is given back by the memory nodes when they see its connection close.
+//!   way, is given back by the memory nodes once their `--orphan-ttl` has passed.
 //! - **dlopen, dlclose**: once loaded, the library stays until the process ends, because its threads run in it.
 //! - At most [`MAX_MAPPINGS`] mappings at a time.
 

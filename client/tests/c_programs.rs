@@ -48,6 +48,15 @@ fn a_forked_child_has_no_mapping_and_the_parent_goes_on() {
 }
 
 #[test]
+fn files_are_read_into_far_memory_and_written_from_it() {
+    let node = Node::start("256MiB");
+    // Not on tmpfs, which has no O_DIRECT on older kernels.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let path = directory.path().to_str().expect("plain text");
+    run_watched("files", &[&node], &[path]).0.pass();
+}
+
+#[test]
 fn threads_hammer_within_the_budget_and_signals_stay_with_the_program() {
     let nodes = [Node::start("128MiB"), Node::start("128MiB")];
     let (ended, peak) = run_watched("threads", &[&nodes[0], &nodes[1]], &[]);

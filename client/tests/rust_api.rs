@@ -4,6 +4,7 @@ mod support;
 
 use std::io::Write;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use mycoram::{Advice, FarMemory, MapError, OpenError, Status};
 use support::{Node, start, uri};
@@ -129,6 +130,48 @@ fn a_data_set_four_times_the_budget_is_sorted() {
         "{}",
         ended.output
     );
+}
+
+/// Room comes back from a program that ended without a word, however it ended.
+#[test]
+fn a_program_that_ends_leaves_nothing_on_the_nodes() {
+    let node = Node::start_with("64MiB", &["--orphan-ttl", "1s"]);
+    let place = uri(&[&node], "local=8MiB&extent=1MiB");
+    let mut running = start(Command::new(support::c_program("waits")).arg(&place));
+    running.await_line("mapped");
+    assert!(node.free() < 64 << 20);
+    let killed = running.pid();
+    drop(running); // kill -9
+    await_free(&node, 64 << 20);
+    let mut running = start(Command::new(support::c_program("waits")).arg(&place));
+    running.await_line("mapped");
+    running.go_on(); // it returns from main
+    running.finish().pass();
+    await_free(&node, 64 << 20);
+    let state = format!("/dev/shm/mycoram-program-{}", nix::unistd::geteuid());
+    let left: Vec<_> = std::fs::read_dir(state)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .filter(|name| {
+            name.to_string_lossy()
+                .contains(&format!("program-{killed}-"))
+        })
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn await_free(node: &Node, bytes: u64) {
+    let begun = Instant::now();
+    while node.free() < bytes {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{} bytes are free",
+            node.free()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn in_words(error: &dyn std::error::Error) -> String {

@@ -26,6 +26,10 @@ use crate::{Advice, Stats};
 
 use nodes::Nodes;
 
+/// How long a page that was evicted is kept while the program has a file open for direct IO, ms: longer than
+/// a direct read takes on a disk that is busy. It bounds eviction to a thousand pages a second meanwhile.
+const DIRECT_SETTLE_MS: u32 = 1000;
+
 /// Tells the mappings of this process apart.
 static MAPPED: AtomicU64 = AtomicU64::new(0);
 
@@ -52,6 +56,7 @@ impl InProcess {
         let mut config = RegionConfig::new(name, self.local);
         config.state_dir = state_dir();
         config.has_successor = false;
+        config.direct_settle_ms = DIRECT_SETTLE_MS;
         if let Some(workers) = u8::try_from(self.workers)
             .ok()
             .filter(|&workers| workers > 0)

@@ -157,6 +157,10 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(capacity: &str) -> Self {
+        Self::start_with(capacity, &[])
+    }
+
+    pub(crate) fn start_with(capacity: &str, more: &[&str]) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let control = listener.local_addr().expect("an address");
         drop(listener);
@@ -170,6 +174,7 @@ impl Node {
                 capacity,
             ])
             .args(["--listen", &control.to_string()])
+            .args(more)
             .stdout(Stdio::null())
             .spawn()
             .expect("myco runs");

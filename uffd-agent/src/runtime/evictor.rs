@@ -162,7 +162,7 @@ impl Evictor {
     /// Takes a batch as far as it goes now. `until` becomes the time at which it wants to go on.
     fn advance(&mut self, at: usize, until: &mut u64) -> bool {
         let short = u64::from(self.shared.config.settle_ms) * 1_000_000;
-        let long = u64::from(self.shared.config.direct_settle_ms) * 1_000_000;
+        let long = short.max(u64::from(self.shared.config.direct_settle_ms) * 1_000_000);
         let mut any = false;
         loop {
             let now = self.shared.now();
