@@ -91,9 +91,12 @@ struct Options {
     /// Rounds; figures are medians over them.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// How the floors' threads wait for each other.
+    /// How the floors' clients and fault handlers wait. A fault worker polls.
     #[arg(long, value_enum, default_value = "polling")]
     floor_waiting: Waiting,
+    /// How the floors' page server waits. A memory node sleeps.
+    #[arg(long, value_enum, default_value = "sleeping")]
+    floor_server_waiting: Waiting,
     /// Leave placement on processors to the kernel.
     #[arg(long)]
     anywhere: bool,
@@ -131,6 +134,7 @@ fn main() -> ExitCode {
             let parameters = bench::fault::parameters(
                 options.setting(TransportKind::Tcp, options.region),
                 options.floor_waiting,
+                options.floor_server_waiting,
             );
             let found = bench::fault::run(&parameters);
             finish("fault", &options, parameters, found, bench::fault::nothing)

@@ -26,15 +26,17 @@ pub(crate) struct Parameters {
     touches_per_round: usize,
     floor_count_per_round: u32,
     floor_waiting: Waiting,
+    floor_server_waiting: Waiting,
     writes_per_hundred: [u32; 2],
 }
 
-pub(crate) fn parameters(setting: Setting, waiting: Waiting) -> Parameters {
+pub(crate) fn parameters(setting: Setting, waiting: Waiting, server: Waiting) -> Parameters {
     Parameters {
         setting,
         touches_per_round: TOUCHES,
         floor_count_per_round: 2 * FLOOR_COUNT,
         floor_waiting: waiting,
+        floor_server_waiting: server,
         writes_per_hundred: [0, 50],
     }
 }
@@ -137,7 +139,7 @@ fn floor(parameters: &Parameters, program: &mut Program) -> Result<(f64, f64), B
     let wire = match parameters.setting.transport {
         TransportKind::Verbs => ReadLatency::measure(FLOOR_COUNT, placement)?,
         TransportKind::Tcp | TransportKind::Sim => {
-            let server = Server::start(placement.node_cpu, waiting)?;
+            let server = Server::start(placement.node_cpu, parameters.floor_server_waiting)?;
             let order = Order::FloorTcp {
                 server: server.address(),
                 count: FLOOR_COUNT,
