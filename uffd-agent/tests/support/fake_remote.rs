@@ -90,8 +90,8 @@ impl RemoteRegion for FakeRemote {
             store: Arc::clone(&self.store),
             frames: Arc::new(Mapping::anonymous(config.frames as usize * PAGE_BYTES)?),
             depth: config.depth as usize,
-            queued: Vec::new(),
-            flying: VecDeque::new(),
+            queued: Vec::with_capacity(config.depth as usize),
+            flying: VecDeque::with_capacity(config.depth as usize),
         }))
     }
 
