@@ -132,7 +132,7 @@ impl ModelEvictor {
     }
 
     fn next(&mut self, world: &mut World, pages: &Pages) {
-        if !self.writes.is_empty() && world.dice(2) == 0 {
+        if !self.writes.is_empty() && world.dice(world.config.write_steps) == 0 {
             return self.progress_write(world, pages);
         }
         match self.batch.step(pages, 0, 0) {
@@ -159,11 +159,7 @@ impl ModelEvictor {
                     self.phase = Phase::Punching;
                 }
             }
-            BatchStep::Settle { .. } | BatchStep::Wait => {
-                if !self.writes.is_empty() {
-                    self.progress_write(world, pages);
-                }
-            }
+            BatchStep::Settle { .. } | BatchStep::Wait => {}
             BatchStep::Read => self.phase = Phase::Judging(0),
             BatchStep::Write(run) => {
                 let values = (0..run.count as usize)

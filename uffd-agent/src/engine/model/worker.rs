@@ -20,6 +20,8 @@ enum Operation {
     Peeked(PageIndex, u8, u64),
     /// To be poisoned.
     Poison(PageIndex),
+    /// A fetch that is given up before it began.
+    Drop(PageIndex),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -145,10 +147,8 @@ impl ModelWorker {
         if world.dice(4) == 0 {
             let page = PageIndex::new(world.dice(u64::from(world.config.pages)) as u32);
             match pages.prefetch(page, 1) {
-                FaultStep::Read if world.dice(8) == 0 => {
-                    if pages.fetch_dropped(page) {
-                        world.wake(page);
-                    }
+                FaultStep::Read if world.dice(4) == 0 => {
+                    self.operations.push(Operation::Drop(page));
                 }
                 FaultStep::Read => self.operations.push(Operation::Reading(page)),
                 _ => {}
@@ -176,6 +176,11 @@ impl ModelWorker {
                 }
                 FaultStep::Poison => self.operations.push(Operation::Poison(page)),
             },
+            Operation::Drop(page) => {
+                if pages.fetch_dropped(page) {
+                    world.wake(page);
+                }
+            }
             Operation::Poison(page) => {
                 if !world.poison(page) {
                     self.operations.push(Operation::Fault(page));

@@ -19,6 +19,8 @@ pub(super) struct Config {
     pub(super) deaths: u32,
     pub(super) operations: u32,
     pub(super) discards: bool,
+    /// Of so many steps of an evictor, one is a step of a WRITE: few are a fast network, many a slow one.
+    pub(super) write_steps: u64,
 }
 
 /// What a read of a page may return.
@@ -78,6 +80,7 @@ impl World {
                 deaths: 0,
                 operations: 0,
                 discards: false,
+                write_steps: 1,
             },
             dice: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             physical: Vec::new(),
@@ -109,6 +112,7 @@ impl World {
             deaths: u32::from(world.dice(4) == 0),
             operations: 60,
             discards: world.dice(2) == 0,
+            write_steps: [2, 4, 40][world.dice(3) as usize],
         };
         let all = pages as usize;
         world.file = vec![None; all];
