@@ -50,8 +50,7 @@ fn thread_named(name: &str) -> i64 {
         .expect("proc")
         .flatten()
         .find(|task| {
-            std::fs::read_to_string(task.path().join("comm"))
-                .is_ok_and(|comm| comm.trim() == name)
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
         })
         .and_then(|task| task.file_name().to_str()?.parse().ok())
         .expect("a thread of that name")

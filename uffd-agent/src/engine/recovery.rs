@@ -26,7 +26,14 @@ pub(crate) fn recover(word: Word, in_file: bool, spliced: impl Fn(u8) -> u32) ->
     if in_file {
         let zero = word.state() == PageState::NeverWritten
             || word.state() == PageState::Fetching && word.source() == Source::Zero;
-        return done(PageState::Resident, synced && !zero);
+        let mut there = done(PageState::Resident, synced && !zero);
+        // A discard that was announced may still be on its way: the keeper has to look at it.
+        there.word = there.word.with_suspect(word.suspect());
+        return there;
+    }
+    // A suspect page is never punched by an agent: this hole is the target's, whose discard is done.
+    if word.suspect() {
+        return done(PageState::NeverWritten, false);
     }
     let in_pipe = |word: Word| {
         let (batch, slot) = (word.batch(), word.slot());

@@ -185,7 +185,10 @@ impl Keeper {
             .min()
             .unwrap_or(u64::MAX);
         let until = next_look.min(self.figures_at).saturating_sub(now);
-        if !self.shared.is_serving() || !self.suspects.is_empty() {
+        if !self.shared.is_serving()
+            || !self.suspects.is_empty()
+            || self.shared.suspects_missed.load(Ordering::SeqCst)
+        {
             bell.get_up();
             return;
         }

@@ -7,6 +7,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mycoram_fabric::pages::RemoteRegion;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
@@ -201,6 +202,9 @@ pub(crate) fn take_over(
         events,
     })
     .map_err(AttachError::from)?;
+    // Discards that the dead agent had heard of are looked at again.
+    running.shared.suspects_missed.store(true, Ordering::SeqCst);
+    running.shared.keeper_bell.ring();
     // Faults that the dead agent had read are known to nobody: their threads ask again.
     for segment in segments {
         if let Some(range) = running

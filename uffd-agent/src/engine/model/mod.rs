@@ -24,7 +24,7 @@ use self::world::{Config, Mutator, World};
 use crate::engine::{Batch, Credits, Pages, recover};
 use crate::page_table::{PageState, PageTable, Word};
 
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 2000;
 /// Steps between two looks at the credits of everything that is alive.
 const LOOK: usize = 16;
 /// Steps after which somebody is stuck.
@@ -75,6 +75,9 @@ impl Agent {
                 parked[usize::from(batch)].push((slot, page));
             }
             alive += u64::from(recovered.word.state() == PageState::Resident);
+            if recovered.word.suspect() {
+                world.suspect(page);
+            }
         }
         let credits = Credits::new(config.budget);
         credits.overdraw(alive);
@@ -118,10 +121,9 @@ fn run(seed: u64) {
             evictor.step(&mut world, &agent.pages);
         } else {
             world.look_at_suspects(&agent.pages);
-            let quiet =
-                world.discards_in_motion == 0 && agent.workers.iter().all(ModelWorker::calm);
-            // A discard that was read but not applied, or announced but not done, dies with its agent:
-            // a limit that is documented, and not modelled.
+            // A discard that was read and not applied dies with its agent: a limit that is documented, and
+            // not modelled.
+            let quiet = agent.workers.iter().all(ModelWorker::calm);
             if kills > 0 && quiet && world.dice(300) == 0 {
                 kills -= 1;
                 agent = agent.taken_over(&config, &mut world);

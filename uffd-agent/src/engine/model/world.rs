@@ -57,7 +57,6 @@ pub(super) struct World {
     woken: HashSet<PageIndex>,
     /// The kernel refuses copies while this is not 0.
     changing: u32,
-    pub(super) discards_in_motion: u32,
     suspects: Vec<PageIndex>,
     in_motion: HashSet<PageIndex>,
     /// Pages whose WRITE is in flight.
@@ -94,7 +93,6 @@ impl World {
             read: HashSet::new(),
             woken: HashSet::new(),
             changing: 0,
-            discards_in_motion: 0,
             suspects: Vec::new(),
             in_motion: HashSet::new(),
             writing: HashSet::new(),
@@ -321,7 +319,6 @@ impl Mutator {
                     if removes {
                         self.doing = Doing::Removing(page);
                     } else {
-                        world.discards_in_motion -= 1;
                         world.in_motion.remove(&page);
                         self.doing = Doing::Nothing;
                     }
@@ -330,7 +327,6 @@ impl Mutator {
             Doing::Removing(page) => {
                 world.punch(page);
                 world.truth[page.as_usize()] = Truth::Is(0);
-                world.discards_in_motion -= 1;
                 world.in_motion.remove(&page);
                 self.doing = Doing::Nothing;
             }
@@ -381,7 +377,6 @@ impl Mutator {
             };
         }
         world.changing += 1;
-        world.discards_in_motion += 1;
         world.in_motion.insert(page);
         world.events.push_back(Told::Remove(page, self.index));
         self.doing = Doing::Discarding { page, removes };
