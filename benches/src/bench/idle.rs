@@ -34,11 +34,16 @@ pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
         setting.placement.node_cpu,
     )?;
     let mut program = Program::start(setting.placement.program_cpu, None)?;
-    program.order(&Order::Map {
-        kind: MemoryKind::Far(setting.place(&[node.control()], setting.local_bytes)),
-        bytes: setting.region_bytes,
-    })?;
-    let table = program.page_table_bytes()?;
+    let place = setting.place(&[node.control()], setting.local_bytes);
+    // A table has a part that does not grow with the region: two sizes tell them apart.
+    let mut tables = [None; 2];
+    for (table, times) in tables.iter_mut().zip([2, 1]) {
+        program.order(&Order::Map {
+            kind: MemoryKind::Far(place.clone()),
+            bytes: times * setting.region_bytes,
+        })?;
+        *table = program.page_table_bytes()?;
+    }
     program.order(&Order::Fill)?;
     program.order(&Order::Idle {
         milliseconds: SETTLE_MS,
@@ -54,13 +59,17 @@ pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
     let pages = setting.region_bytes / 4096;
     Ok(Findings::from(vec![
         Metric::median("idle_cpu_share", shares, "share of one core"),
-        match table {
-            Some(bytes) => Metric::once(
+        match tables {
+            [Some(double), Some(single)] => Metric::once(
                 "page_table_bytes_per_page",
-                bytes as f64 / pages as f64,
+                (double as f64 - single as f64) / pages as f64,
                 "bytes",
             ),
-            None => Metric::missing("page_table_bytes_per_page", "bytes"),
+            _ => Metric::missing("page_table_bytes_per_page", "bytes"),
+        },
+        match tables[1] {
+            Some(single) => Metric::once("page_table_file_bytes", single as f64, "bytes"),
+            None => Metric::missing("page_table_file_bytes", "bytes"),
         },
     ]))
 }

@@ -84,8 +84,8 @@ impl Setting {
         )
     }
 
-    /// Capacity for one region and its like, with room to spare.
+    /// Capacity for a region of twice the size, or this one and what the bandwidth is taken with.
     pub(crate) fn capacity(&self) -> u64 {
-        (self.region_bytes as u64 * 2).next_multiple_of(64 << 20)
+        (self.region_bytes as u64 * 2).next_multiple_of(64 << 20) + (64 << 20)
     }
 }
