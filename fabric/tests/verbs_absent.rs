@@ -8,6 +8,7 @@ use mycoram_fabric::transport::verbs::{
 };
 
 /// Set for the process that must find no library.
+#[cfg(feature = "verbs")]
 const WITHOUT_LIBRARY: &str = "MYCORAM_TEST_WITHOUT_LIBIBVERBS";
 
 fn assert_names_the_alternative(error: &OpenError) {
