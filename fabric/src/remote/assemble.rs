@@ -36,7 +36,8 @@ pub struct RemoteOptions {
 }
 
 impl RemoteOptions {
-    /// Over TCP, in real time, with threads. Control calls may take 2 s each.
+    /// Over TCP, in real time, with threads. Control calls may take 2 s each, those that allocate or free
+    /// 20 s. A node whose machine says nothing at all is given up that much later than a lane's deadline.
     pub fn system() -> std::io::Result<Self> {
         let mut random = random::System::open()?;
         Ok(Self {

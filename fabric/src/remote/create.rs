@@ -15,10 +15,11 @@ use crate::session::{Identity, Session, SessionError};
 use crate::transport::Transport;
 use crate::units::{ByteCount, ExtentIndex};
 use crate::wire::Refusal;
+use crate::wire::control::MAX_BATCH_EXTENTS;
 
-/// Extents that are asked for at a time. A node registers them before it answers, and answers nobody
-/// else meanwhile: at the default size this is 1 GiB.
-const ALLOCATE_BATCH: usize = 64;
+/// Bytes of the extents that are asked for at a time. A node registers them before it answers, and
+/// answers nobody else meanwhile: on a slow device some tenths of a second for this.
+const ALLOCATE_BATCH_BYTES: u64 = 64 << 20;
 
 /// What one node had to offer when there was no room for a region.
 #[derive(Debug)]
@@ -287,9 +288,11 @@ impl Candidate {
         let Some(session) = &mut self.session else {
             return Ok(0);
         };
+        let batch = usize::try_from(ALLOCATE_BATCH_BYTES / extent_bytes.get()).unwrap_or(1);
+        let most = batch.clamp(1, MAX_BATCH_EXTENTS);
         let mut placed = 0;
         while placed < wanted.len() && self.room.is_none() {
-            let mut batch = &wanted[placed..wanted.len().min(placed + ALLOCATE_BATCH)];
+            let mut batch = &wanted[placed..wanted.len().min(placed + most)];
             // A node that is nearly full is asked a second time, for what it has left.
             for last_try in [false, true] {
                 match session.allocate(extent_bytes, batch) {

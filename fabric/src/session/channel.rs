@@ -9,6 +9,9 @@ use crate::units::Epoch;
 use crate::wire::control::{ControlError, Request, Response, StatusReport, Welcome, decode_header};
 use crate::wire::{FrameError, HEADER_BYTES, Refusal};
 
+/// How many times the deadline a call may take that has the node register or give up memory.
+const LONG_CALL: u32 = 10;
+
 /// Why a memory node did not do what it was asked, or could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -127,8 +130,8 @@ pub trait Dial: Send + Sync {
 /// Dials over TCP.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpDial {
-    /// How long connecting, and then each call, may take. Default 5 s. Shorter gives up on a node that
-    /// is registering memory for somebody.
+    /// How long connecting, and then each call, may take; ten times as long where the node registers or
+    /// gives up memory. Default 5 s. Shorter gives up on a node that is doing that for somebody else.
     pub deadline: Duration,
 }
 
@@ -156,7 +159,7 @@ pub struct TcpChannel {
 }
 
 impl TcpChannel {
-    /// Connects; this and every call may take `deadline`.
+    /// Connects; deadlines are those of [`TcpDial`].
     pub fn connect(node: SocketAddr, deadline: Duration) -> Result<Self, SessionError> {
         let connect = || {
             let stream = TcpStream::connect_timeout(&node, deadline)?;
@@ -171,10 +174,16 @@ impl TcpChannel {
         })
     }
 
-    fn exchange(&mut self, request: &[u8]) -> Result<Response, Failed> {
-        let until = Instant::now() + self.deadline;
-        self.stream.set_write_timeout(Some(self.deadline))?;
-        self.stream.write_all(request)?;
+    fn exchange(&mut self, epoch: Epoch, request: &Request) -> Result<Response, Failed> {
+        let deadline = match request {
+            Request::Allocate(_) | Request::Free { .. } | Request::Release => {
+                self.deadline * LONG_CALL
+            }
+            _ => self.deadline,
+        };
+        let until = Instant::now() + deadline;
+        self.stream.set_write_timeout(Some(deadline))?;
+        self.stream.write_all(&request.encode(epoch))?;
         let mut head = [0; HEADER_BYTES];
         self.read_exact(&mut head, until)?;
         let header = decode_header(&head).map_err(ControlError::Frame)?;
@@ -233,7 +242,7 @@ impl Channel for TcpChannel {
             let source = io::ErrorKind::NotConnected.into();
             return Err(SessionError::Broke { node, source });
         }
-        match self.exchange(&request.encode(epoch)) {
+        match self.exchange(epoch, request) {
             Ok(Response::Refused(refusal)) => Err(SessionError::Refused { node, refusal }),
             Ok(response) => Ok(response),
             Err(failed) => {
