@@ -84,7 +84,7 @@ pub enum MapError {
     /// No userfaultfd.
     #[error(
         "far memory needs a userfaultfd; where this process cannot have one of its own, use the daemon \
-         (myco agent serve, and myco+agent:///run/mycoram/agent.sock), which hands the right over"
+         (myco agent serve, and myco+agent:///run/mycoram-agent.sock), which hands the right over"
     )]
     Userfault(#[source] OpenUserfaultError),
     /// No pipe for pages on their way out.

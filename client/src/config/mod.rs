@@ -216,7 +216,7 @@ pub enum ConfigError {
     #[error("the transport is tcp or verbs")]
     Transport,
     /// An agent's socket is a path from the root.
-    #[error("the agent's socket is an absolute path, as in myco+agent:///run/mycoram/agent.sock")]
+    #[error("the agent's socket is an absolute path, as in myco+agent:///run/mycoram-agent.sock")]
     AgentPath,
     /// A size does not parse.
     #[error("{option} is not a size")]
