@@ -77,8 +77,9 @@ pub(crate) fn create(nodes: &[&Node], bytes: ByteCount) -> Result<Arc<Remote>, C
     let mut text = String::new();
     for (n, node) in nodes.iter().enumerate() {
         text += &format!(
-            "[[node]]\nname = \"n{n}\"\ncontrol = \"{}\"\n",
-            node.control()
+            "[[node]]\nname = \"n{n}\"\ncontrol = \"{}\"\ntransport = {}\n",
+            node.control(),
+            node.ready["transport"]
         );
     }
     let file = NodesFile::parse(&text, "nodes.toml".as_ref()).expect("a nodes file");

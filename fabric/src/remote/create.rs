@@ -12,7 +12,7 @@ use super::region::Remote;
 use super::transports::{TransportMissing, Transports};
 use crate::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
 use crate::session::{Identity, Session, SessionError};
-use crate::transport::Transport;
+use crate::transport::{Transport, TransportKind};
 use crate::units::{ByteCount, ExtentIndex};
 use crate::wire::Refusal;
 use crate::wire::control::MAX_BATCH_EXTENTS;
@@ -53,6 +53,18 @@ pub enum CreateError {
     /// A transport.
     #[error(transparent)]
     Transport(#[from] TransportMissing),
+    /// The placement says something else than the node.
+    #[error(
+        "memory node {name} lends over {lends:?}, and is entered with {expected:?}: correct its entry"
+    )]
+    OtherTransport {
+        /// Its name.
+        name: String,
+        /// What the placement says.
+        expected: TransportKind,
+        /// What the node says.
+        lends: TransportKind,
+    },
     /// The nodes together have not enough memory. What they had given was given back.
     #[error("the memory nodes have no room for {asked}:{}", Rooms(nodes))]
     NoRoom {
@@ -214,10 +226,11 @@ fn place_all(
                 candidate.session = Some(session);
             }
             Ok(session) => {
-                return Err(CreateError::Transport(TransportMissing {
-                    node: candidate.entry.name.clone(),
-                    transport: session.welcome().transport,
-                }));
+                return Err(CreateError::OtherTransport {
+                    name: candidate.entry.name.clone(),
+                    expected: candidate.entry.transport,
+                    lends: session.welcome().transport,
+                });
             }
             Err(error) => match error.refusal() {
                 None
