@@ -31,10 +31,7 @@ const RUN: &[Package] = &[
     Package::new("perftest", "measuring a device without our code"),
     Package::new("ibverbs-utils", "looking at devices"),
     Package::new("rdmacm-utils", "looking at RDMA connections"),
-    Package::new(
-        "python3-minimal",
-        "a program with threads, to be traced in tests",
-    ),
+    Package::new("python3", "a target of tests whose calls are interrupted"),
     Package::new("nvme-cli", "the swap-over-NVMe-oF peer of the benches"),
 ];
 

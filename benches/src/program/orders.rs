@@ -145,7 +145,7 @@ impl Worker {
                 self.memory = None;
                 Ok(timed(start, 0))
             }
-            Order::Fill => self.touching(|memory| touch::fill(memory)),
+            Order::Fill => self.touching(touch::fill),
             Order::Random {
                 count,
                 seed,

@@ -8,6 +8,8 @@
 //!
 //! It owns its frames, its queue pairs and its operations. After it is made it allocates nothing, takes
 //! no lock that anybody sleeps on, and logs nothing, unless something is broken or lost.
+//!
+//! Long because the steps of its one loop share all of its state, and nobody else may touch that.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;

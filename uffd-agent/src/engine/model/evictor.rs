@@ -185,12 +185,8 @@ impl ModelEvictor {
                 let keep = world.dice(3) > 0 && homeless < world.config.budget / 2;
                 match self.batch.bring_home(pages, run.slot, keep) {
                     Action::ReadParked => self.phase = Phase::Home(run.page, value),
-                    Action::Poison => {
-                        // EAGAIN: whoever waits faults again, and meets a lost page.
-                        if !world.poison(run.page) {
-                            world.wake(run.page);
-                        }
-                    }
+                    // EAGAIN: whoever waits faults again, and meets a lost page.
+                    Action::Poison if !world.poison(run.page) => world.wake(run.page),
                     _ => {}
                 }
             }

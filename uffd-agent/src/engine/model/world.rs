@@ -354,9 +354,7 @@ impl Mutator {
                 _ => {}
             }
         }
-        if self.done != u32::MAX {
-            self.done += 1;
-        }
+        self.done = self.done.saturating_add(1);
     }
 
     fn discard(&mut self, world: &mut World, page: PageIndex, kind: u64) {
