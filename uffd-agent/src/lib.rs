@@ -16,6 +16,18 @@
 //! * [`daemon`] serves the regions of other processes; its `client` is their end.
 //! * `runtime` does the IO: workers, evictors, take-over, figures.
 //!
+//! # Limits
+//! * The budget holds for pages that come in by faults. What the target writes into the file by other ways
+//!   (`pwrite`, `fallocate`) counts only from its next eviction. While pages without a home come back, up
+//!   to one batch (64 pages) an evictor is overdrawn.
+//! * A fork of the target must not touch the region: map it with MADV_DONTFORK. mremap of all or a part works,
+//!   up to 16 pieces; pieces beyond count as unmapped.
+//! * MADV_DONTNEED keeps what is resident, as it does for every shared file, and discards what is not.
+//!   Resident pages that a discard has named are not evicted for a quarter of a second.
+//! * A discard, or a mremap, that an agent had read and not yet applied when it was killed is not known to its
+//!   successor: the page then has its content from before the discard.
+//! * Without a living agent the target waits at every missing page, and in munmap and madvise.
+//!
 //! The agent knows remote pages only as `fabric::pages::RemoteRegion`; which nodes hold them, and who
 //! decides that, is not its business.
 

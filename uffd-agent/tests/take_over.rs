@@ -306,12 +306,15 @@ fn a_second_agent_is_refused_and_says_why() {
 #[test]
 fn a_region_that_was_dropped_is_taken_over_in_place() {
     let dir = tempfile::tempdir().expect("a directory");
-    let target = LocalTarget::new(PAGES);
+    let mut target = LocalTarget::new(PAGES);
     let remote = FakeRemote::new(PAGES, 1);
     let region = attach(&target, remote.clone(), config("drop", dir.path(), BUDGET));
     for page in 0..PAGES {
         target.fill(page, 3);
     }
+    // The successor has to find the mapping where it was moved to.
+    target.move_mapping();
+    target.check(0, 3);
     drop(region);
     let saved = SavedRegion::open(dir.path(), &"drop".parse().expect("a name")).expect("saved");
     assert!(saved.target_lives());

@@ -345,10 +345,16 @@ impl StateFile {
         })
     }
 
-    /// The region is over: nobody needs the file any more.
+    /// The region is over: nobody needs the file any more. A file of the same name that is another
+    /// region's stays.
     pub(crate) fn remove(&self) {
-        // Whoever removed it before us has done what was to be done.
-        let _ = std::fs::remove_file(&self.path);
+        use std::os::unix::fs::MetadataExt;
+        let identity = |m: std::fs::Metadata| (m.dev(), m.ino());
+        let ours = self.file.metadata().map(identity).ok();
+        if ours.is_some() && std::fs::metadata(&self.path).map(identity).ok() == ours {
+            // Whoever removed it before us has done what was to be done.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

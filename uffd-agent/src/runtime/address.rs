@@ -64,6 +64,11 @@ impl AddressMap {
             .clone()
     }
 
+    /// Another number after every change.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
+    }
+
     fn change(&self, edit: impl FnOnce(&mut Vec<Segment>)) {
         let mut segments = self
             .segments

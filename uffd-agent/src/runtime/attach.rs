@@ -1,6 +1,6 @@
 //! Attaching: from a target's descriptors to a region that is served.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use mycoram_fabric::pages::RemoteRegion;
 use mycoram_fabric::transport::Mapping;
@@ -158,9 +158,9 @@ pub(crate) fn attach(
     let (table, mapping) = state.table()?;
     let locks = lock_table(&mapping, StateFile::table_offset());
 
-    let userfault = Userfault::from_received(target.uffd)?;
-    let poison = handshake(&userfault, config.without_poison)?;
-    userfault.register(place.range, Watch::Missing)?;
+    let state = Arc::new(Mutex::new(state));
+    let watched = watch(target.uffd, place, config.without_poison);
+    let (userfault, poison) = watched.inspect_err(|_| remove(&state))?;
     // From here on nothing comes into the file but by our hand, so that what is there now stays known.
     let mut resident = 0;
     let word = Word::NEVER_WRITTEN.with_state(PageState::Resident);
@@ -190,6 +190,7 @@ pub(crate) fn attach(
             remote,
             poison,
             events,
+            state: Arc::clone(&state),
         })
         .map_err(|error| {
             if let Ok(undo) = Userfault::from_received(undo) {
@@ -198,11 +199,26 @@ pub(crate) fn attach(
             error.into()
         })
     });
-    match started {
-        Ok(running) => Ok(Region::over(running, state, locks)),
-        Err(error) => {
-            state.remove();
-            Err(error)
-        }
-    }
+    started
+        .map(|running| Region::over(running, locks))
+        .inspect_err(|_| remove(&state))
+}
+
+fn remove(state: &Mutex<StateFile>) {
+    state
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .remove();
+}
+
+/// From here on the target waits at every page that is not there.
+fn watch(
+    uffd: std::os::fd::OwnedFd,
+    place: Place,
+    without_poison: bool,
+) -> Result<(Userfault, bool), AttachError> {
+    let userfault = Userfault::from_received(uffd)?;
+    let poison = handshake(&userfault, without_poison)?;
+    userfault.register(place.range, Watch::Missing)?;
+    Ok((userfault, poison))
 }

@@ -272,8 +272,12 @@ impl FaultWorker {
                     removed += discard(shared, page, pages)
                 });
                 shared.address.unmap(start, end);
+                shared.keeper_bell.ring();
             }
-            TargetEvent::Remap { from, to, bytes } => shared.address.remap(from, to, bytes),
+            TargetEvent::Remap { from, to, bytes } => {
+                shared.address.remap(from, to, bytes);
+                shared.keeper_bell.ring();
+            }
             TargetEvent::Fork(_) => {}
         });
         drop(section);

@@ -9,8 +9,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Receiver;
@@ -19,7 +19,7 @@ use mycoram_fabric::units::{PageCount, PageIndex};
 use super::region::{EventHandler, LostPage, RegionEvent};
 use super::shared::{LossReport, Shared, Standing, SuspectRange};
 use super::snapshot;
-use crate::page_table::PageState;
+use crate::page_table::{Header, PageState, StateFile};
 
 /// When pages whose discard was announced are looked at, ns after the announcement. After the last time
 /// the discard must be over: a page that is still there then is taken for kept (MADV_DONTNEED keeps the
@@ -44,6 +44,9 @@ pub(crate) struct Keeper {
     suspects: Receiver<SuspectRange>,
     looking: Vec<Suspect>,
     events: EventHandler,
+    state: Arc<Mutex<StateFile>>,
+    /// The version of the address map that the state file has.
+    address: u64,
     named: Vec<LostPage>,
     told: u64,
     /// `None`: nobody is to read them.
@@ -60,6 +63,7 @@ pub(crate) struct KeeperParts {
     pub(crate) losses: Receiver<LossReport>,
     pub(crate) suspects: Receiver<SuspectRange>,
     pub(crate) events: EventHandler,
+    pub(crate) state: Arc<Mutex<StateFile>>,
     pub(crate) figures: Option<PathBuf>,
 }
 
@@ -73,6 +77,8 @@ impl Keeper {
             suspects: parts.suspects,
             looking: Vec::new(),
             events: parts.events,
+            state: parts.state,
+            address: 0,
             named: Vec::new(),
             told: 0,
             figures: parts.figures,
@@ -84,6 +90,7 @@ impl Keeper {
     pub(crate) fn run(mut self) {
         self.write_figures();
         while self.shared.is_serving() {
+            self.keep_address();
             self.take_suspects();
             self.look_at_suspects();
             let now = self.shared.now();
@@ -99,11 +106,15 @@ impl Keeper {
             // A thread that panicked has said so; the others go on to their end.
             let _ = thread.join();
         }
+        self.keep_address();
         self.tell_losses();
         self.write_figures();
         match self.shared.standing() {
             Standing::TargetGone => {
                 self.shared.remote.release();
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.remove();
+                drop(state);
                 if let Some(figures) = &self.figures {
                     let _ = std::fs::remove_file(figures);
                 }
@@ -119,6 +130,24 @@ impl Keeper {
         let stats = snapshot::take(&self.shared);
         if let Err(error) = snapshot::write(&stats, path) {
             tracing::warn!(%error, path = %path.display(), "the region's figures cannot be written");
+        }
+    }
+
+    /// A successor has to know where the target has moved its mapping.
+    fn keep_address(&mut self) {
+        let version = self.shared.address.version();
+        if version == self.address {
+            return;
+        }
+        self.address = version;
+        let segments = self.shared.address.segments();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let header = Header {
+            segments: segments.iter().map(|s| (s.addr, s.page, s.pages)).collect(),
+            ..state.header().clone()
+        };
+        if let Err(error) = state.set_header(header) {
+            tracing::error!(%error, "a successor would not find the target's mapping");
         }
     }
 

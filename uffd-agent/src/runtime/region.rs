@@ -202,7 +202,7 @@ pub struct Region {
     keeper: Mutex<Option<JoinHandle<()>>>,
     desk: Arc<Mutex<VictimDesk>>,
     advice: Vec<Sender<AdviceGiven>>,
-    state: Mutex<StateFile>,
+    state: Arc<Mutex<StateFile>>,
     /// Orders that work on pages themselves go one after the other.
     orders: Mutex<()>,
     _locks: Vec<MemoryLock>,
@@ -242,13 +242,13 @@ impl Region {
         take_over::take_over(saved, target, remote, owner, config, events)
     }
 
-    pub(crate) fn over(running: Running, state: StateFile, locks: Vec<MemoryLock>) -> Self {
+    pub(crate) fn over(running: Running, locks: Vec<MemoryLock>) -> Self {
         Self {
             shared: running.shared,
             keeper: Mutex::new(Some(running.keeper)),
             desk: running.desk,
             advice: running.advice,
-            state: Mutex::new(state),
+            state: running.state,
             orders: Mutex::new(()),
             _locks: locks,
         }

@@ -22,6 +22,7 @@ use super::victim_desk::VictimDesk;
 use crate::config::RegionConfig;
 use crate::engine::{Batch, Gate, Pages};
 use crate::kernel::{ParkingError, ParkingPipe, PidFd, SigbusStandIn, Userfault};
+use crate::page_table::StateFile;
 use crate::policy::{admission_ring, prefetch_for, victims_for};
 use crate::target::SLOTS_PER_PIPE;
 
@@ -63,6 +64,7 @@ pub(crate) struct Beginning {
     pub(crate) remote: Arc<dyn RemoteRegion>,
     pub(crate) poison: bool,
     pub(crate) events: EventHandler,
+    pub(crate) state: Arc<Mutex<StateFile>>,
 }
 
 /// A running region.
@@ -71,6 +73,7 @@ pub(crate) struct Running {
     pub(crate) keeper: JoinHandle<()>,
     pub(crate) desk: Arc<Mutex<VictimDesk>>,
     pub(crate) advice: Vec<crossbeam_channel::Sender<AdviceGiven>>,
+    pub(crate) state: Arc<Mutex<StateFile>>,
 }
 
 fn bells(count: usize) -> Result<Vec<Bell>, SetUpError> {
@@ -210,6 +213,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
             losses: losses_out,
             suspects: suspects_out,
             events: beginning.events,
+            state: Arc::clone(&beginning.state),
             figures: config
                 .has_successor
                 .then(|| crate::stats::RegionStats::path(&config.state_dir, &config.name)),
@@ -222,6 +226,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
             keeper,
             desk,
             advice,
+            state: beginning.state,
         }),
         Err(error) => {
             shared.finish(super::shared::Standing::Stopping);

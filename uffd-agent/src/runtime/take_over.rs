@@ -6,8 +6,8 @@
 //! ```
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use mycoram_fabric::pages::RemoteRegion;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
@@ -186,6 +186,7 @@ pub(crate) fn take_over(
     credits.overdraw(alive);
     let pages = Pages::new(table, credits, pipes.len());
     let poison = !config.without_poison;
+    let state = Arc::new(Mutex::new(state));
     let running = start(Beginning {
         config,
         target_pid: target.pid,
@@ -200,6 +201,7 @@ pub(crate) fn take_over(
         remote,
         poison,
         events,
+        state,
     })
     .map_err(AttachError::from)?;
     // Discards that the dead agent had heard of are looked at again.
@@ -215,5 +217,5 @@ pub(crate) fn take_over(
             running.shared.wake(range);
         }
     }
-    Ok(Region::over(running, state, locks))
+    Ok(Region::over(running, locks))
 }
