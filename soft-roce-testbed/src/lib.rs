@@ -50,5 +50,5 @@ pub use kernel::{KernelSeries, KernelSeriesError};
 pub use kernel_store::{Kernel, KernelStore, KernelStoreError};
 pub use modules::MissingModule;
 pub use presence::is_inside;
-pub use testbed::{DetectError, Options, Place, Testbed, Wanted, WantedError};
+pub use testbed::{DetectError, Options, Place, Testbed, Wanted, WantedError, kvm_is_usable};
 pub use topology::{NODES_MAX, Topology, TopologyError};

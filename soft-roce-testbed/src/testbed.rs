@@ -213,19 +213,24 @@ impl Testbed {
     }
 }
 
-/// KVM only where the processor really offers it: some hosts have a `/dev/kvm` that opens and cannot run a guest.
 fn accelerator() -> Accelerator {
+    if kvm_is_usable() {
+        Accelerator::Kvm
+    } else {
+        Accelerator::Tcg
+    }
+}
+
+/// Whether guests can run at the processor's own speed: some hosts have a `/dev/kvm` that opens, and
+/// then interprets every instruction, because their processor does not offer virtualisation.
+#[must_use]
+pub fn kvm_is_usable() -> bool {
     let opens = OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/kvm")
         .is_ok();
-    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    if opens && has_virtualisation(&flags) {
-        Accelerator::Kvm
-    } else {
-        Accelerator::Tcg
-    }
+    opens && has_virtualisation(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
 }
 
 fn has_virtualisation(cpuinfo: &str) -> bool {

@@ -125,13 +125,8 @@ fn start(
         "console=ttyS0 quiet panic=-1 mitigations=off transparent_hugepage=never workload.mib={} workload.passes={} workload.seed={}",
         plan.touch_mib, plan.passes, plan.seed
     );
-    let accelerator = if std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok()
-    {
-        "kvm:tcg"
+    let accelerator = if mycoram_testbed::kvm_is_usable() {
+        "kvm"
     } else {
         "tcg"
     };
