@@ -26,7 +26,7 @@ pub(crate) trait Backend: Send + Sync {
 /// One mapping.
 pub(crate) trait Backing: Send + Sync {
     /// Its pages in this process.
-    fn pages(&self) -> &Pages;
+    fn pages(&self) -> &Arc<Pages>;
     /// Advice on pages, inside of the mapping.
     fn advise(&self, pages: Range<PageIndex>, advice: Advice) -> Result<(), AdviseError>;
     /// Returns when every page that was dirty at the call has a copy on its memory node.

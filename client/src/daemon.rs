@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mycoram_agent::daemon::client::{AttachRequest, Attached, Connection, ProgramNotice};
 use mycoram_fabric::units::{ByteCount, PageCount, PageIndex};
@@ -43,7 +44,7 @@ impl Daemon {
 impl Backend for Daemon {
     fn map(&self, bytes: ByteCount) -> Result<Box<dyn Backing>, MapError> {
         let connection = Connection::open(&self.socket)?;
-        let pages = Pages::map(bytes)?;
+        let pages = Arc::new(Pages::map(bytes)?);
         let attached = pages.file().and_then(|memory| {
             let request = AttachRequest {
                 memory,
@@ -78,11 +79,11 @@ fn tell(event: ProgramNotice) {
 
 struct Mapped {
     attached: Attached,
-    pages: Pages,
+    pages: Arc<Pages>,
 }
 
 impl Backing for Mapped {
-    fn pages(&self) -> &Pages {
+    fn pages(&self) -> &Arc<Pages> {
         &self.pages
     }
 

@@ -2,6 +2,7 @@
 
 use std::mem::ManuallyDrop;
 use std::ops::{Bound, Deref, DerefMut, RangeBounds};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mycoram_fabric::units::{ByteCount, ByteOffset, PAGE_BYTES, PageIndex};
@@ -10,6 +11,7 @@ use crate::Advice;
 use crate::backend::Backing;
 use crate::error::{AdviseError, FlushError, MAX_MAPPINGS, StatsError, UnmapError};
 use crate::fork;
+use crate::pages::Pages;
 use crate::signals::Blocked;
 use crate::stats::Stats;
 
@@ -45,6 +47,8 @@ impl Drop for Permit {
 ///   where they are. One that grows raises SIGBUS behind its old end. Slices of this type know nothing of that.
 pub struct FarMap {
     backing: ManuallyDrop<Box<dyn Backing>>,
+    /// The backing's: at hand, because every access through this type asks where it starts.
+    pages: Arc<Pages>,
     bytes: ByteCount,
     _permit: Permit,
 }
@@ -58,6 +62,7 @@ impl std::fmt::Debug for FarMap {
 impl FarMap {
     pub(crate) fn new(backing: Box<dyn Backing>, bytes: ByteCount, permit: Permit) -> Self {
         Self {
+            pages: Arc::clone(backing.pages()),
             backing: ManuallyDrop::new(backing),
             bytes,
             _permit: permit,
@@ -66,13 +71,14 @@ impl FarMap {
 
     /// First byte.
     #[must_use]
+    #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
-        self.backing.pages().start().as_ptr()
+        self.pages.start().as_ptr()
     }
 
     /// Where in the mapping `addr` lies now, wherever the program has moved it.
     pub(crate) fn offset_of(&self, addr: usize) -> Option<usize> {
-        self.backing.pages().parts().iter().find_map(|part| {
+        self.pages.parts().iter().find_map(|part| {
             let within = addr
                 .checked_sub(part.start)
                 .filter(|&within| within < part.len)?;
@@ -82,6 +88,7 @@ impl FarMap {
 
     /// Number of bytes; whole pages.
     #[must_use]
+    #[inline]
     pub fn size(&self) -> usize {
         self.bytes.as_usize()
     }

@@ -74,6 +74,7 @@ impl Pages {
     }
 
     /// Where it started when somebody last looked with [`Self::parts`].
+    #[inline]
     pub(crate) fn start(&self) -> NonNull<u8> {
         NonNull::new(self.start.load(Ordering::Relaxed)).unwrap_or(NonNull::dangling())
     }

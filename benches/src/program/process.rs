@@ -1,8 +1,11 @@
 //! The bench's end of a program: starts it, gives orders, ends it.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::orders::{Answer, Order};
 
@@ -21,10 +24,15 @@ pub(crate) enum ProgramError {
     Refused(Box<str>),
 }
 
-/// A running program; killed when dropped.
+/// How long a program may take to give its memory back when no more orders come, ms.
+const LEAVE_MS: u16 = 10_000;
+
+/// A running program. Dropped, it is told to leave, so that its memory is with the node again for the
+/// next one; killed if it does not.
 pub(crate) struct Program {
     child: Child,
-    orders: ChildStdin,
+    /// `None` only while it is dropped: a closed pipe says that no more orders come.
+    orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
@@ -56,7 +64,7 @@ impl Program {
         let answers = BufReader::new(child.stdout.take().ok_or_else(missing)?);
         Ok(Self {
             child,
-            orders,
+            orders: Some(orders),
             answers,
         })
     }
@@ -82,10 +90,10 @@ impl Program {
         let mut line = serde_json::to_string(order)?;
         line.push('\n');
         let mut answer = String::new();
-        let got = self
-            .orders
+        let orders = self.orders.as_mut().ok_or(ProgramError::Ended)?;
+        let got = orders
             .write_all(line.as_bytes())
-            .and_then(|()| self.orders.flush())
+            .and_then(|()| orders.flush())
             .and_then(|()| self.answers.read_line(&mut answer));
         if got.unwrap_or(0) == 0 {
             let signal = self.child.wait().ok().and_then(|status| status.signal());
@@ -98,6 +106,10 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
+        drop(self.orders.take());
+        // Its end closes the pipe of its answers.
+        let answers = PollFd::new(self.answers.get_ref().as_fd(), PollFlags::POLLIN);
+        let _ = poll(&mut [answers], LEAVE_MS);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,5 +1,6 @@
 //! The patterns. Every one checks what it reads: a figure for wrong bytes is no figure.
 
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use super::memory::Memory;
@@ -33,17 +34,35 @@ fn mix(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn pages(memory: &Memory) -> usize {
-    memory.bytes() / PAGE_BYTES
+/// Where the memory is, asked for once: the same for every kind, so that only the memory itself differs.
+struct Span<'a> {
+    start: *mut u8,
+    bytes: usize,
+    /// Exclusive for as long as the span is used.
+    _memory: PhantomData<&'a mut Memory>,
 }
 
-fn word(memory: &Memory, page: usize, index: usize) -> *mut u64 {
+impl<'a> Span<'a> {
+    fn of(memory: &'a mut Memory) -> Self {
+        Self {
+            start: memory.start(),
+            bytes: memory.bytes(),
+            _memory: PhantomData,
+        }
+    }
+}
+
+fn pages(memory: &Span<'_>) -> usize {
+    memory.bytes / PAGE_BYTES
+}
+
+fn word(memory: &Span<'_>, page: usize, index: usize) -> *mut u64 {
     assert!(
         page < pages(memory) && index < WORDS,
         "outside of the mapping"
     );
     // SAFETY: inside of the mapping, as just checked; pages start at multiples of 8.
-    unsafe { memory.start().cast::<u64>().add(page * WORDS + index) }
+    unsafe { memory.start.cast::<u64>().add(page * WORDS + index) }
 }
 
 fn check(page: usize, found: u64) -> Result<(), WrongPage> {
@@ -60,6 +79,7 @@ fn check(page: usize, found: u64) -> Result<(), WrongPage> {
 }
 
 pub(super) fn fill(memory: &mut Memory) -> Result<Touched, WrongPage> {
+    let memory = &Span::of(memory);
     let count = pages(memory);
     let start = Instant::now();
     for page in 0..count {
@@ -101,12 +121,12 @@ impl Shuffled {
 }
 
 /// Whether the page is in memory, as the kernel has it.
-fn is_present(memory: &Memory, page: usize) -> bool {
+fn is_present(memory: &Span<'_>, page: usize) -> bool {
     let mut present = 0u8;
     // SAFETY: the page is part of the mapping, and mincore writes one byte for one page.
     let answer = unsafe {
         libc::mincore(
-            memory.start().add(page * PAGE_BYTES).cast(),
+            memory.start.add(page * PAGE_BYTES).cast(),
             PAGE_BYTES,
             &raw mut present,
         )
@@ -120,6 +140,7 @@ pub(super) fn random(
     seed: u64,
     writes_per_hundred: u32,
 ) -> Result<Touched, WrongPage> {
+    let memory = &Span::of(memory);
     let mut order = Shuffled::new(pages(memory), seed);
     let mut missing = Latencies::new();
     let mut elapsed = Duration::ZERO;
@@ -154,6 +175,7 @@ pub(super) fn random_blind(
     count: usize,
     seed: u64,
 ) -> Result<Touched, WrongPage> {
+    let memory = &Span::of(memory);
     let mut order = Shuffled::new(pages(memory), seed);
     let start = Instant::now();
     for _ in 0..count {
@@ -169,6 +191,7 @@ pub(super) fn random_blind(
 }
 
 pub(super) fn scan(memory: &mut Memory) -> Result<Touched, WrongPage> {
+    let memory = &Span::of(memory);
     let count = pages(memory);
     let mut sum = 0u64;
     let start = Instant::now();
@@ -188,6 +211,7 @@ pub(super) fn scan(memory: &mut Memory) -> Result<Touched, WrongPage> {
 }
 
 pub(super) fn walk(memory: &mut Memory) -> Result<Touched, WrongPage> {
+    let memory = &Span::of(memory);
     let count = pages(memory);
     let start = Instant::now();
     for page in 0..count {

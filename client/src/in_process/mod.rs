@@ -12,6 +12,7 @@ mod target;
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mycoram_agent::{Region, RegionConfig, RegionEvent, RegionName};
@@ -75,7 +76,7 @@ fn state_dir() -> PathBuf {
 impl Backend for InProcess {
     fn map(&self, bytes: ByteCount) -> Result<Box<dyn Backing>, MapError> {
         let config = self.region_config()?;
-        let pages = Pages::map(bytes)?;
+        let pages = Arc::new(Pages::map(bytes)?);
         let attached = target::of(&pages).and_then(|target| {
             let (remote, owner) = self.nodes.region(bytes)?;
             let room = std::sync::Arc::clone(&remote);
@@ -107,11 +108,11 @@ fn tell(event: RegionEvent) {
 
 struct Mapped {
     region: Region,
-    pages: Pages,
+    pages: Arc<Pages>,
 }
 
 impl Backing for Mapped {
-    fn pages(&self) -> &Pages {
+    fn pages(&self) -> &Arc<Pages> {
         &self.pages
     }
 
