@@ -25,6 +25,7 @@ use twox_hash::XxHash3_64;
 
 use super::frames::FramePool;
 use super::shared::{Fill, Shared, Standing, SuspectRange, count, service_histogram};
+use crate::config::Advice;
 use crate::engine::{Content, FaultStep};
 use crate::kernel::{EventReader, ParkingPipe, TargetEvent};
 use crate::page_table::Source;
@@ -141,7 +142,7 @@ pub(crate) struct FaultWorker {
 pub(crate) struct AdviceGiven {
     pub(crate) page: PageIndex,
     pub(crate) pages: PageCount,
-    pub(crate) advice: crate::config::Advice,
+    pub(crate) advice: Advice,
 }
 
 /// What a worker is made of.
@@ -324,6 +325,7 @@ impl FaultWorker {
         }
         self.heard.clear();
         self.fetch_ahead();
+        self.plan.clear();
     }
 
     fn hear(&mut self, page: PageIndex, kind: FaultKind) {
@@ -508,25 +510,28 @@ impl FaultWorker {
     }
 
     /// Fetches what the policy has named, as far as frames, slots and credits go.
-    fn fetch_ahead(&mut self) {
+    /// Fetches what is planned, as far as there is room; answers how many runs of the plan that was.
+    fn fetch_ahead(&mut self) -> usize {
         if self.plan.is_empty() {
-            return;
+            return 0;
         }
         let now = self.shared.now();
         let keep = self.shared.pages.credits.reserve();
         let most = self.pool.free().saturating_sub(self.demand_frames());
         let mut left = most as u32;
-        for at in 0..self.plan.len() {
-            let plan = self.plan[at];
+        let mut fetched = 0;
+        while fetched < self.plan.len() {
+            let plan = self.plan[fetched];
             if !self.fetch_run(plan, now, keep, &mut left) {
                 break;
             }
+            fetched += 1;
         }
-        self.plan.clear();
         self.lane.ring();
         if self.shared.wants_eviction() {
             self.shared.ring_evictors();
         }
+        fetched
     }
 
     fn demand_frames(&self) -> usize {
@@ -607,17 +612,24 @@ impl FaultWorker {
         while let Ok(given) = self.advice.try_recv() {
             self.policy.advise(given.page, given.pages, given.advice);
         }
-        let room = self.pool.free().saturating_sub(self.demand_frames()) as u32;
-        if room < u32::from(MAX_RUN_PAGES)
-            || self.lane.free_slots() <= DEMAND_SLOTS
-            || self.shared.pages.credits.free() <= self.shared.pages.credits.reserve()
-        {
+        let credits = &self.shared.pages.credits;
+        let spare = u32::try_from(credits.free() - credits.reserve()).unwrap_or(0);
+        let frames = self.pool.free().saturating_sub(self.demand_frames()) as u32;
+        // No more than there is room for: the policy names each page once.
+        let room = frames.min(spare);
+        if room == 0 || self.lane.free_slots() <= DEMAND_SLOTS {
             return false;
         }
         self.policy.wanted(room, &mut self.plan);
-        let any = !self.plan.is_empty();
-        self.fetch_ahead();
-        any
+        let fetched = self.fetch_ahead();
+        // Faults were quicker to take the room: the rest is wanted still.
+        for at in fetched..self.plan.len() {
+            let rest = self.plan[at];
+            let pages = PageCount::new(u32::from(rest.pages));
+            self.policy.advise(rest.page, pages, Advice::WillNeed);
+        }
+        self.plan.clear();
+        fetched > 0
     }
 
     fn poll_lane(&mut self) -> bool {
