@@ -509,7 +509,6 @@ impl FaultWorker {
         true
     }
 
-    /// Fetches what the policy has named, as far as frames, slots and credits go.
     /// Fetches what is planned, as far as there is room; answers how many runs of the plan that was.
     fn fetch_ahead(&mut self) -> usize {
         if self.plan.is_empty() {
