@@ -57,6 +57,65 @@ pub enum Direction {
     Write,
 }
 
+/// A few nodes of a region, by their places in its node list. Keeps the first [`NodeSet::MOST`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeSet {
+    nodes: [u16; Self::MOST],
+    count: u8,
+}
+
+impl NodeSet {
+    /// As many as an extent has live replicas at most, and those being copied.
+    pub const MOST: usize = 6;
+
+    /// No node.
+    pub const NONE: Self = Self {
+        nodes: [0; Self::MOST],
+        count: 0,
+    };
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Takes the one that was added last.
+    pub fn take_one(&mut self) -> Option<u16> {
+        self.count = self.count.checked_sub(1)?;
+        Some(self.nodes[usize::from(self.count)])
+    }
+
+    /// Adds one; once is enough.
+    pub fn add(&mut self, node: u16) {
+        let count = usize::from(self.count);
+        if !self.contains(node) && count < Self::MOST {
+            self.nodes[count] = node;
+            self.count += 1;
+        }
+    }
+
+    /// Whether it is one of them.
+    #[must_use]
+    pub fn contains(&self, node: u16) -> bool {
+        self.nodes[..usize::from(self.count)].contains(&node)
+    }
+}
+
+/// Which replicas a request is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Which {
+    /// A read: the nearest live one that answers. A write: all of them.
+    #[default]
+    Live,
+    /// A read: a live one that is on none of these nodes. They gave a page that is wrong: see
+    /// [`PageDone::node`]. A write: as [`Self::Live`].
+    Except(NodeSet),
+    /// The one on this node, live or being copied, and no other: a repair of a page whose content is
+    /// known, or a copy. The owner sees to it that nobody else writes the page meanwhile.
+    Only(u16),
+}
+
 /// A run of pages that are neighbours in the region, from or into frames that are neighbours.
 /// A run that crosses an extent's border is split by the lane; it is still answered once.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +130,8 @@ pub struct PageRequest {
     pub run: u16,
     /// First frame.
     pub frame: FrameIndex,
+    /// Which replicas.
+    pub which: Which,
 }
 
 /// The lane has no room now; poll, then ask again. Nothing was queued.
@@ -94,13 +155,15 @@ pub struct PageDone {
     /// `Ok`: every page of the run. `Err`: at least one page of the run cannot be had, or put.
     /// A failed run is asked for again page by page by whoever wants to know which.
     pub result: Result<(), PageError>,
+    /// The node whose replica was read, if it was one. Its place in the region's node list.
+    pub node: Option<u16>,
 }
 
 /// Why a run of pages cannot be had, or put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PageError {
     /// No live memory node holds the page any more.
-    #[error("the page is lost: its memory node {node} is gone")]
+    #[error("the page is lost: its memory node {node} is gone, and no other replica is live")]
     Lost {
         /// The node's place in the region's node list (see [`RemoteRegion::node_name`]).
         node: u16,
@@ -125,6 +188,20 @@ pub struct RemoteStats {
     pub reconnects: u64,
     /// Memory nodes that were given up.
     pub nodes_lost: u64,
+    /// Replicas that are read and written now.
+    pub replicas_live: u64,
+    /// Replicas that are being copied now.
+    pub replicas_copying: u64,
+    /// Replicas that missed a write and wait to be dropped.
+    pub replicas_stale: u64,
+    /// Reads that went on to another replica because one failed.
+    pub failovers: u64,
+    /// Reads that were sent to a second replica because the first was slow, and came from there.
+    pub hedges_won: u64,
+    /// Such reads that came from the first after all.
+    pub hedges_lost: u64,
+    /// Pages that were written to one replica only: repaired, or copied.
+    pub repairs: u64,
 }
 
 /// Why no lane came to be.
@@ -142,6 +219,9 @@ pub enum LaneError {
     /// A memory node did not give the lane a ticket.
     #[error("a memory node did not let the lane in")]
     Session(#[from] crate::session::SessionError),
+    /// The control plane did not allow it.
+    #[error("the control plane gave no grant for a memory node")]
+    Grant(#[from] crate::authority::AuthorityError),
     /// The owner has been replaced.
     #[error("the lane's owner was fenced: the region has a new one")]
     Fenced,
@@ -149,6 +229,12 @@ pub enum LaneError {
     #[error("the lane's bell could not be made")]
     Bell(#[source] std::io::Error),
 }
+
+/// Why a directory could not be stored: its keeper knows.
+pub type KeepError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Stores a region's directory durably, whole or not at all.
+pub type KeepDirectory = Box<dyn FnMut(&[u8]) -> Result<(), KeepError> + Send>;
 
 /// A region's remote side, shared by all threads of its agent.
 pub trait RemoteRegion: Send + Sync {
@@ -163,6 +249,14 @@ pub trait RemoteRegion: Send + Sync {
 
     /// The name of the node that a [`PageError::Lost`] speaks of.
     fn node_name(&self, node: u16) -> String;
+
+    /// Has what a successor needs stored, now and before any change of it takes effect: a write that missed
+    /// a replica is not done before the replica is stale in what was stored. `keep` may block; it is called
+    /// by a thread that no page waits for. Where homes never change there is nothing to store.
+    fn keep_directory(&self, keep: KeepDirectory) -> Result<(), KeepError> {
+        drop(keep);
+        Ok(())
+    }
 
     /// Gives the remote memory back to its nodes. The region is of no use afterwards. Dropping it
     /// without this call leaves the memory with the nodes, so that a new agent can take over.

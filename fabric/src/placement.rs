@@ -1,4 +1,4 @@
-//! How an agent learns where extents live: the one trait through which it knows a control plane.
+//! Nodes and regions as placement knows them, and the choice of different failure domains. Pure.
 
 use std::net::SocketAddr;
 
@@ -6,6 +6,61 @@ use serde::{Deserialize, Serialize};
 
 use crate::transport::TransportKind;
 use crate::units::{ByteCount, Epoch, ExtentIndex, RegionId, TenantId};
+
+/// Most replicas that a region may ask for.
+pub const MAX_REPLICAS: u8 = 4;
+
+/// What fails together with a machine. An empty name is not known, and shared with nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FailureDomain {
+    /// The geographic region.
+    pub region: String,
+    /// The availability zone within it.
+    pub zone: String,
+    /// The rack within that.
+    pub rack: String,
+    /// The host within that.
+    pub host: String,
+}
+
+/// The narrowest failure domain that two machines share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Shared {
+    /// None that is known.
+    Nothing,
+    /// The geographic region.
+    Region,
+    /// The zone.
+    Zone,
+    /// The rack.
+    Rack,
+    /// The host.
+    Host,
+}
+
+impl FailureDomain {
+    /// What fails together with both. A name counts within the domain above it only.
+    #[must_use]
+    pub fn shared_with(&self, other: &Self) -> Shared {
+        let levels = [
+            (&self.region, &other.region, Shared::Region),
+            (&self.zone, &other.zone, Shared::Zone),
+            (&self.rack, &other.rack, Shared::Rack),
+            (&self.host, &other.host, Shared::Host),
+        ];
+        let mut shared = Shared::Nothing;
+        for (ours, theirs, level) in levels {
+            if ours != theirs {
+                break;
+            }
+            if !ours.is_empty() {
+                shared = level;
+            }
+        }
+        shared
+    }
+}
 
 /// A memory node as its users need to know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +71,9 @@ pub struct NodeEntry {
     pub control: SocketAddr,
     /// Over which transport its memory is to be reached.
     pub transport: TransportKind,
+    /// What it fails together with.
+    #[serde(default)]
+    pub domain: FailureDomain,
 }
 
 /// What a region is, as far as placement is concerned.
@@ -31,6 +89,8 @@ pub struct RegionEntry {
     pub bytes: ByteCount,
     /// Its unit of placement.
     pub extent_bytes: ByteCount,
+    /// How many replicas each extent is to have, 1 to [`MAX_REPLICAS`].
+    pub replicas: u8,
 }
 
 /// Why no place was named.
@@ -41,7 +101,7 @@ pub enum PlacementError {
     NoNodes,
 }
 
-/// Decides where extents live. Static (a file) or the control plane's service.
+/// A fixed order of preference of nodes for each extent. What [`crate::authority::StaticAuthority`] places by.
 pub trait Placement: Send + Sync {
     /// The nodes, in the order of the indexes that [`Self::candidates`] gives.
     fn nodes(&self) -> &[NodeEntry];
@@ -54,4 +114,84 @@ pub trait Placement: Send + Sync {
         extent: ExtentIndex,
         into: &mut Vec<usize>,
     ) -> Result<(), PlacementError>;
+}
+
+/// Appends `more` of the nodes in `order` (indexes into `nodes`, the best first) to `chosen`: each time the
+/// one that shares least with those chosen before, of equals the better. False if there are too few;
+/// then nothing is appended.
+#[must_use]
+pub fn choose_apart(
+    nodes: &[NodeEntry],
+    order: &[usize],
+    more: usize,
+    chosen: &mut Vec<usize>,
+) -> bool {
+    let before = chosen.len();
+    for _ in 0..more {
+        let apart = order
+            .iter()
+            .filter(|node| !chosen.contains(node))
+            .min_by_key(|node| {
+                let domain = &nodes[**node].domain;
+                let shared = chosen
+                    .iter()
+                    .map(|other| domain.shared_with(&nodes[*other].domain));
+                // The first of equals is taken.
+                shared.max().unwrap_or(Shared::Nothing)
+            });
+        let Some(&apart) = apart else {
+            chosen.truncate(before);
+            return false;
+        };
+        chosen.push(apart);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, zone: &str, host: &str) -> NodeEntry {
+        NodeEntry {
+            name: name.to_owned(),
+            control: SocketAddr::from(([10, 0, 0, 1], 7000)),
+            transport: TransportKind::Tcp,
+            domain: FailureDomain {
+                zone: zone.to_owned(),
+                host: host.to_owned(),
+                ..FailureDomain::default()
+            },
+        }
+    }
+
+    #[test]
+    fn homes_are_as_far_apart_as_they_can_be() {
+        let nodes = [
+            node("a", "z1", "h1"),
+            node("b", "z1", "h1"),
+            node("c", "z1", "h2"),
+            node("d", "z2", "h1"),
+        ];
+        let choose = |order: &[usize], copies| {
+            let mut chosen = Vec::new();
+            choose_apart(&nodes, order, copies, &mut chosen).then_some(chosen)
+        };
+        assert_eq!(choose(&[0, 1, 2, 3], 1), Some(vec![0]));
+        assert_eq!(choose(&[0, 1, 2, 3], 2), Some(vec![0, 3]));
+        assert_eq!(choose(&[0, 1, 2, 3], 3), Some(vec![0, 3, 2]));
+        assert_eq!(choose(&[0, 1], 2), Some(vec![0, 1]));
+        assert_eq!(choose(&[0, 1], 3), None);
+    }
+
+    #[test]
+    fn a_name_counts_within_the_domain_above_it() {
+        let of = |zone, host| node("", zone, host).domain;
+        let shared = |a: FailureDomain, b: FailureDomain| a.shared_with(&b);
+        assert_eq!(shared(of("z", "h"), of("z", "h")), Shared::Host);
+        assert_eq!(shared(of("z", "h"), of("y", "h")), Shared::Nothing);
+        assert_eq!(shared(of("z", "h"), of("z", "i")), Shared::Zone);
+        assert_eq!(shared(of("", ""), of("", "")), Shared::Nothing);
+        assert_eq!(shared(of("", "h"), of("", "h")), Shared::Host);
+    }
 }

@@ -66,6 +66,11 @@ impl PageIndex {
     pub const fn offset(self) -> ByteOffset {
         ByteOffset((self.0 as u64) << PAGE_SHIFT)
     }
+    /// The page `count` pages before this one.
+    #[must_use]
+    pub fn checked_sub(self, count: PageCount) -> Option<Self> {
+        self.0.checked_sub(count.0).map(Self)
+    }
     /// The page `count` pages behind this one.
     #[must_use]
     pub fn checked_add(self, count: PageCount) -> Option<Self> {

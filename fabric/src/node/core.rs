@@ -9,12 +9,14 @@
 //!
 //! It has no clock and no socket: `now_ms` comes in, so the simulation runs this very code.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::gate::GrantCheck;
 use super::ledger::{Bounds, Freed, Gone, Ledger, SessionId};
 use super::pool::Pool;
 use crate::transport::{DataServer, TICKET_BYTES, Ticket};
-use crate::units::{ByteCount, Epoch, Incarnation};
+use crate::units::{ByteCount, Epoch, Incarnation, RegionId};
 use crate::wire::Refusal;
 use crate::wire::control::{
     Alive, Allocate, Grant, MAX_BATCH_EXTENTS, Request, Response, StatusReport, TicketRequest,
@@ -28,13 +30,18 @@ const IDLE_ZERO_BYTES: u64 = 1 << 20;
 /// Draws a ticket's secret.
 pub type Entropy = Box<dyn FnMut() -> [u8; TICKET_BYTES] + Send>;
 
+/// Tells the time of day: ms since 1970 (UTC). Grants end by it, and nothing else knows it.
+pub type WallClock = Box<dyn FnMut() -> u64 + Send>;
+
 /// See the module.
 pub struct NodeCore {
     ledger: Ledger,
     pool: Pool,
     data: Arc<dyn DataServer>,
     entropy: Entropy,
+    gate: Option<(GrantCheck, WallClock)>,
     incarnation: Incarnation,
+    refusals: BTreeMap<&'static str, u64>,
     started_ms: u64,
     drain_until_ms: Option<u64>,
 }
@@ -55,9 +62,20 @@ impl NodeCore {
             pool,
             data,
             entropy,
+            gate: None,
             incarnation,
+            refusals: BTreeMap::new(),
             started_ms: now_ms,
             drain_until_ms: None,
+        }
+    }
+
+    /// From now on nobody opens a region without a grant.
+    #[must_use]
+    pub fn guarded(self, check: GrantCheck, clock: WallClock) -> Self {
+        Self {
+            gate: Some((check, clock)),
+            ..self
         }
     }
 
@@ -70,7 +88,10 @@ impl NodeCore {
         request: Request,
     ) -> Response {
         self.answer(now_ms, session, epoch, request)
-            .unwrap_or_else(Response::Refused)
+            .unwrap_or_else(|refusal| {
+                *self.refusals.entry(refusal.kind()).or_default() += 1;
+                Response::Refused(refusal)
+            })
     }
 
     fn answer(
@@ -89,6 +110,9 @@ impl NodeCore {
             })),
             Request::Status => Ok(Response::StatusReport(self.status(now_ms))),
             Request::Open(open) => {
+                if let Some((check, clock)) = &mut self.gate {
+                    check.check(clock(), epoch, &open)?;
+                }
                 let admission = self.ledger.open(session, epoch, &open)?;
                 if admission.fence {
                     self.data.fence(open.region, epoch);
@@ -222,6 +246,23 @@ impl NodeCore {
         self.revoke(gone.freed);
     }
 
+    /// The control plane says that `epoch` is the lowest that is served of a region from now on. When this
+    /// returns, nothing of a lower one reaches memory any more.
+    pub fn fence_below(&mut self, now_ms: u64, region: RegionId, epoch: Epoch) {
+        if self.ledger.fence_below(now_ms, region, epoch) {
+            self.data.fence(region, epoch);
+            tracing::info!(%region, %epoch, "a region has a new owner, the former one is fenced");
+        }
+    }
+
+    /// The control plane says that a region is no more: its memory is freed. Gives how many extents it had.
+    pub fn end_region(&mut self, region: RegionId) -> usize {
+        let gone = self.ledger.end(region);
+        let extents = gone.freed.len();
+        self.dismiss(gone);
+        extents
+    }
+
     /// A control connection is gone.
     pub fn disconnected(&mut self, now_ms: u64, session: SessionId) {
         self.ledger.disconnected(now_ms, session);
@@ -283,6 +324,13 @@ impl NodeCore {
             control_connections: 0,
             data_connections: u32::try_from(self.data.connections()).unwrap_or(u32::MAX),
         }
+    }
+
+    /// How often the node refused, by kind.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.refusals.iter();
+        counts.map(|(kind, count)| (*kind, *count)).collect()
     }
 
     /// Breaks all queue pairs. The last thing that is asked of a node.

@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::floors::{Floor, Floors};
 use super::runs::{Run, Runs};
 use crate::transport::{Export, Ticket};
 use crate::units::{ByteCount, Epoch, ExtentIndex, PAGE_BYTES, RegionId, TenantId};
@@ -64,8 +65,8 @@ struct Region {
     tenant: TenantId,
     token: Token,
     epoch: Epoch,
-    /// The process that has, or last had, the region at this epoch.
-    owner: u64,
+    /// The process that has, or last had, the region at this epoch; `None`: it was fenced, nobody yet.
+    owner: Option<u64>,
     /// Its control connection, while there is one.
     session: Option<SessionId>,
     orphaned_at_ms: u64,
@@ -141,6 +142,7 @@ pub(super) struct Ledger {
     unzeroed: Runs,
     regions: HashMap<RegionId, Region>,
     sessions: HashMap<SessionId, (RegionId, Epoch)>,
+    floors: Floors,
 }
 
 impl Ledger {
@@ -155,6 +157,7 @@ impl Ledger {
             unzeroed: Runs::default(),
             regions: HashMap::new(),
             sessions: HashMap::new(),
+            floors: Floors::default(),
         }
     }
 
@@ -187,6 +190,16 @@ impl Ledger {
             if !open.create {
                 return Err(Refusal::UnknownRegion {});
             }
+            match self.floors.check(open.region, epoch) {
+                Floor::Served => {}
+                Floor::TooLow(current) => {
+                    return Err(Refusal::EpochTooLow {
+                        requested: epoch,
+                        current,
+                    });
+                }
+                Floor::Gone => return Err(Refusal::UnknownRegion {}),
+            }
             if known >= self.bounds.regions {
                 return Err(Refusal::TooManyRegions {
                     limit: self.bounds.regions,
@@ -198,7 +211,7 @@ impl Ledger {
                     tenant: open.tenant,
                     token: open.token,
                     epoch,
-                    owner: open.owner,
+                    owner: Some(open.owner),
                     session: Some(session),
                     orphaned_at_ms: 0,
                     extent_bytes: 0,
@@ -225,7 +238,7 @@ impl Ledger {
             });
         }
         let fence = epoch > region.epoch;
-        if !fence && region.owner != open.owner {
+        if !fence && region.owner.is_some_and(|owner| owner != open.owner) {
             return Err(Refusal::Owned { epoch });
         }
         if fence {
@@ -235,7 +248,7 @@ impl Ledger {
             region.tickets.clear();
         }
         region.epoch = epoch;
-        region.owner = open.owner;
+        region.owner = Some(open.owner);
         region.session = Some(session);
         self.sessions.insert(session, (open.region, epoch));
         Ok(Admission {
@@ -458,10 +471,34 @@ impl Ledger {
         Ok(self.remove(id))
     }
 
+    /// Nobody with a lower epoch is served from now on, also if the region is not here. True: tickets of
+    /// lower epochs must be fenced before this is confirmed.
+    pub(super) fn fence_below(&mut self, now_ms: u64, id: RegionId, epoch: Epoch) -> bool {
+        self.floors.raise(id, epoch);
+        let Some(region) = self.regions.get_mut(&id).filter(|r| r.epoch < epoch) else {
+            return false;
+        };
+        if region.session.take().is_some() {
+            region.orphaned_at_ms = now_ms;
+        }
+        region.epoch = epoch;
+        region.owner = None;
+        region.tickets.clear();
+        true
+    }
+
+    /// The region is no more, and never comes back.
+    pub(super) fn end(&mut self, id: RegionId) -> Gone {
+        let gone = self.remove(id);
+        self.floors.close(id);
+        gone
+    }
+
     fn remove(&mut self, id: RegionId) -> Gone {
         let Some(region) = self.regions.remove(&id) else {
             return Gone::default();
         };
+        self.floors.raise(id, region.epoch);
         let tenant = region.tenant;
         Gone {
             tickets: region.tickets,

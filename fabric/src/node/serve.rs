@@ -13,20 +13,23 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::core::NodeCore;
+use super::gate::GrantCheck;
 use super::ledger::{Bounds, SessionId};
 use super::pool::Pool;
 use crate::random;
 use crate::transport::DataServer;
-use crate::units::{Epoch, Incarnation};
-use crate::wire::control::{Request, Response, decode_header};
+use crate::units::{Epoch, Incarnation, RegionId};
+use crate::wire::control::{Request, Response, StatusReport, decode_header};
 use crate::wire::{FrameError, HEADER_BYTES, Refusal, VERSION};
 
 /// Requests that wait for the keeper; a connection has at most one.
@@ -37,7 +40,7 @@ const TICK: Duration = Duration::from_millis(250);
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a node is asked to be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// Where the control channel listens. Port 0: any that is free.
     pub listen: SocketAddr,
@@ -48,6 +51,11 @@ pub struct NodeConfig {
     /// How long a control connection may be silent, ms. Default 30 s. Shorter than an owner's keepalive
     /// interval makes orphans of living owners.
     pub idle_ms: u64,
+    /// What owners must show. `None`, the default: nothing; whoever reaches the node may use it.
+    pub grants: Option<GrantCheck>,
+    /// The certificates of the control channel. It must send no session tickets (nothing comes unasked).
+    /// `None`, the default: it is not encrypted.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 impl NodeConfig {
@@ -59,6 +67,8 @@ impl NodeConfig {
             bounds: Bounds::default(),
             connections: 1024,
             idle_ms: 30_000,
+            grants: None,
+            tls: None,
         }
     }
 }
@@ -104,6 +114,65 @@ enum Command {
     Drain {
         until_ms: u64,
     },
+    Fence {
+        region: RegionId,
+        epoch: Epoch,
+        done: oneshot::Sender<()>,
+    },
+    End {
+        region: RegionId,
+        done: oneshot::Sender<()>,
+    },
+    Status(oneshot::Sender<StatusReport>),
+    Refusals(oneshot::Sender<Vec<(&'static str, u64)>>),
+}
+
+/// The node has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the memory node has ended")]
+pub struct NodeEnded;
+
+/// What the node's own process asks of it. It does not keep the node alive. All calls block, and are not
+/// made on a runtime's thread.
+#[derive(Clone, Debug)]
+pub struct NodeHandle {
+    commands: mpsc::WeakSender<Command>,
+}
+
+impl NodeHandle {
+    /// See [`NodeCore::fence_below`].
+    pub fn fence_below(&self, region: RegionId, epoch: Epoch) -> Result<(), NodeEnded> {
+        self.ask(|done| Command::Fence {
+            region,
+            epoch,
+            done,
+        })
+    }
+
+    /// See [`NodeCore::end_region`].
+    pub fn end_region(&self, region: RegionId) -> Result<(), NodeEnded> {
+        self.ask(|done| Command::End { region, done })
+    }
+
+    /// What the node says of itself.
+    pub fn status(&self) -> Result<StatusReport, NodeEnded> {
+        self.ask(Command::Status)
+    }
+
+    /// How often the node refused, by kind.
+    pub fn refusals(&self) -> Result<Vec<(&'static str, u64)>, NodeEnded> {
+        self.ask(Command::Refusals)
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, NodeEnded> {
+        let commands = self.commands.upgrade().ok_or(NodeEnded)?;
+        let (answer, answered) = oneshot::channel();
+        commands
+            .blocking_send(command(answer))
+            .map_err(|_| NodeEnded)?;
+        drop(commands);
+        answered.blocking_recv().map_err(|_| NodeEnded)
+    }
 }
 
 /// A running memory node. Dropping it ends it at once; [`Self::drain`] is the polite way.
@@ -125,6 +194,7 @@ struct Shared {
     next_session: AtomicU64,
     connections: Arc<AtomicU32>,
     limit: u32,
+    tls: Option<TlsAcceptor>,
     idle: Duration,
     /// Held for reading while a request is answered; whoever holds it for writing knows that no answer
     /// is on its way.
@@ -154,7 +224,7 @@ impl MemoryNode {
             .map_err(StartError::Threads)?;
 
         let started = Instant::now();
-        let core = NodeCore::new(
+        let mut core = NodeCore::new(
             pool,
             data,
             config.bounds,
@@ -162,6 +232,9 @@ impl MemoryNode {
             0,
             Box::new(move || random.bytes()),
         );
+        if let Some(check) = &config.grants {
+            core = core.guarded(check.clone(), Box::new(unix_ms));
+        }
         let (commands, received) = mpsc::channel(KEEPER_QUEUE);
         let (tell_left_alone, left_alone) = watch::channel(true);
         let (stop, stopped) = watch::channel(false);
@@ -170,6 +243,7 @@ impl MemoryNode {
             next_session: AtomicU64::new(1),
             connections: Arc::default(),
             limit: config.connections,
+            tls: config.tls.clone().map(TlsAcceptor::from),
             idle: Duration::from_millis(config.idle_ms),
             answering: RwLock::new(()),
         });
@@ -212,6 +286,15 @@ impl MemoryNode {
     #[must_use]
     pub fn control(&self) -> SocketAddr {
         self.control
+    }
+
+    /// For the node's own process.
+    #[must_use]
+    pub fn handle(&self) -> NodeHandle {
+        let commands = self.commands.as_ref();
+        NodeHandle {
+            commands: commands.expect("taken at the end only").downgrade(),
+        }
     }
 
     /// This life of the node.
@@ -279,6 +362,14 @@ impl Drop for MemoryNode {
     }
 }
 
+/// ms since 1970; a clock before that says 0, and no grant is over by it.
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
 /// The thread that owns the core.
 struct Keeper {
     core: NodeCore,
@@ -304,6 +395,28 @@ impl Keeper {
                 Some(Command::Drain { until_ms }) => {
                     self.core.drain(until_ms);
                     self.tell_left_alone.send_replace(self.core.is_left_alone());
+                }
+                // Whoever asked and waits no longer asks again.
+                Some(Command::Fence {
+                    region,
+                    epoch,
+                    done,
+                }) => {
+                    self.core.fence_below(now_ms, region, epoch);
+                    let _ = done.send(());
+                }
+                Some(Command::End { region, done }) => {
+                    let extents = self.core.end_region(region);
+                    tracing::info!(%region, extents, "a region was deleted, its memory is taken back");
+                    let _ = done.send(());
+                }
+                Some(Command::Refusals(answer)) => {
+                    let _ = answer.send(self.core.refusals());
+                }
+                Some(Command::Status(answer)) => {
+                    let mut report = self.core.status(now_ms);
+                    report.control_connections = self.connections.load(Ordering::Relaxed);
+                    let _ = answer.send(report);
                 }
                 Some(Command::Request {
                     session,
@@ -351,7 +464,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::
                 Ok((stream, peer)) => {
                     let shared = Arc::clone(&shared);
                     tokio::spawn(async move {
-                        if let Err(reason) = serve(stream, &shared).await {
+                        if let Err(reason) = welcome(stream, &shared).await {
                             tracing::warn!(%peer, error = &reason as &dyn std::error::Error, "a control connection was ended");
                         }
                     });
@@ -373,6 +486,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::
 enum Ended {
     #[error("it said nothing, or half a message, for too long")]
     Idle,
+    #[error("it showed no certificate of this cluster")]
+    Stranger(#[source] io::Error),
     #[error("it broke")]
     Broke(#[from] io::Error),
     #[error("what it sent is no message")]
@@ -403,8 +518,25 @@ impl Drop for Connection<'_> {
     }
 }
 
-async fn serve(mut stream: TcpStream, shared: &Shared) -> Result<(), Ended> {
+/// Shakes hands, if there are certificates, and serves.
+async fn welcome(stream: TcpStream, shared: &Shared) -> Result<(), Ended> {
     stream.set_nodelay(true)?;
+    match &shared.tls {
+        None => serve(stream, shared).await,
+        Some(tls) => {
+            let stream = timeout(SEND_TIMEOUT, tls.accept(stream))
+                .await
+                .map_err(|_| Ended::Idle)?
+                .map_err(Ended::Stranger)?;
+            serve(stream, shared).await
+        }
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    shared: &Shared,
+) -> Result<(), Ended> {
     let before = shared.connections.fetch_add(1, Ordering::Relaxed);
     let connection = Connection {
         shared,
@@ -455,11 +587,14 @@ enum Received {
     OtherVersion(u16),
 }
 
-async fn receive(stream: &mut TcpStream) -> Result<Received, Ended> {
+async fn receive<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Received, Ended> {
     let mut head = [0; HEADER_BYTES];
-    if stream.read(&mut head[..1]).await? == 0 {
-        return Ok(Received::End);
-    }
+    match stream.read(&mut head[..1]).await {
+        Ok(0) => return Ok(Received::End),
+        // Inside of TLS: a peer that was killed has not said goodbye. Between two messages that is no harm.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Received::End),
+        read => read?,
+    };
     stream.read_exact(&mut head[1..]).await?;
     let header = match decode_header(&head) {
         Ok(header) => header,
@@ -472,12 +607,21 @@ async fn receive(stream: &mut TcpStream) -> Result<Received, Ended> {
     Ok(Received::Message(header.epoch, request))
 }
 
-async fn refuse(stream: &mut TcpStream, refusal: Refusal) -> Result<(), Ended> {
+async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, refusal: Refusal) -> Result<(), Ended> {
     send(stream, &Response::Refused(refusal), Epoch::new(0)).await
 }
 
-async fn send(stream: &mut TcpStream, response: &Response, epoch: Epoch) -> Result<(), Ended> {
-    timeout(SEND_TIMEOUT, stream.write_all(&response.encode(epoch)))
+async fn send<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    response: &Response,
+    epoch: Epoch,
+) -> Result<(), Ended> {
+    let bytes = response.encode(epoch);
+    let write = async {
+        stream.write_all(&bytes).await?;
+        stream.flush().await
+    };
+    timeout(SEND_TIMEOUT, write)
         .await
         .map_err(|_| Ended::Idle)??;
     Ok(())

@@ -2,18 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::bell::Bell;
+use super::changes::{Losses, SPARE_REPLICAS};
 use super::clock::{Clock, SystemClock};
-use super::directory::{Directory, NodeRecord};
-use super::frames::FramePool;
-use super::homes::{Homes, Location};
-use super::link::{LinkParts, NodeLink};
+use super::directory::{Directory, Home, NodeRecord, Worth};
+use super::homes::{Homes, Location, Standing};
+use super::keeper::Keeper;
+use super::link::{Death, LinkParts, NodeLink};
+use super::published::{Published, Snapshot};
 use super::region::{Counters, Remote, Shared};
+use super::transports::Transports;
+use super::waits::LanePosts;
 use super::watch::Watch;
-use crate::placement::{NodeEntry, RegionEntry};
+use crate::authority::RegionAuthority;
+use crate::placement::{FailureDomain, NodeEntry, RegionEntry};
 use crate::random;
+use crate::rebuild::{RebuildConfig, Rebuilder};
 use crate::session::{Dial, Identity, Session, TcpDial};
 use crate::transport::Transport;
 use crate::units::{ExtentIndex, Incarnation};
@@ -33,6 +40,12 @@ pub struct RemoteOptions {
     pub owner: u64,
     /// The secret of a new region; random.
     pub token: Token,
+    /// Where the owner is: of two replicas, the one in its zone is read. Unknown: the one that answers
+    /// sooner.
+    pub domain: FailureDomain,
+    /// How lost replicas are made up for, by a thread of the region, where the authority gives orders. `None`:
+    /// that is the caller's part, with [`crate::rebuild::Rebuild`]. Costs 2 MiB. Default: half of the bandwidth.
+    pub rebuild: Option<RebuildConfig>,
 }
 
 impl RemoteOptions {
@@ -48,6 +61,8 @@ impl RemoteOptions {
             watched: true,
             owner: random.number(),
             token: Token(random.bytes()),
+            domain: FailureDomain::default(),
+            rebuild: Some(RebuildConfig::default()),
         })
     }
 }
@@ -61,79 +76,123 @@ pub(super) struct OpenedNode {
     /// The life of it that holds the region's extents.
     pub(super) incarnation: Incarnation,
     pub(super) transport: Arc<dyn Transport>,
-    /// `None`: it is lost, or took no part.
-    pub(super) session: Option<Session>,
+    /// Or why it is lost.
+    pub(super) session: Result<Session, Death>,
     pub(super) grants: Grants,
 }
 
+/// What a region is put together from.
+pub(super) struct Parts<'a> {
+    pub(super) region: &'a RegionEntry,
+    pub(super) authority: Arc<dyn RegionAuthority>,
+    pub(super) transports: &'a Transports,
+    pub(super) options: &'a RemoteOptions,
+    pub(super) identity: Identity,
+    /// Indexes into `opened`.
+    pub(super) homes: Vec<Vec<Home>>,
+    pub(super) opened: Vec<OpenedNode>,
+}
+
 /// Puts a region together from what its nodes said.
-pub(super) fn assemble(
-    region: &RegionEntry,
-    options: &RemoteOptions,
-    identity: Identity,
-    copies: u8,
-    homes: &[u16],
-    opened: Vec<OpenedNode>,
-    frames: Arc<FramePool>,
-) -> std::io::Result<Arc<Remote>> {
-    let locations = homes.iter().enumerate().map(|(place, &node)| {
-        let extent = ExtentIndex::new((place / usize::from(copies)) as u32);
-        // Of a lost node there is no grant, and nothing is sent to it either.
-        let grant = opened[usize::from(node)].grants.get(&extent);
-        Location {
-            node,
-            addr: grant.map(|grant| grant.addr).unwrap_or_default(),
-            rkey: grant.map(|grant| grant.rkey).unwrap_or_default(),
-        }
+pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
+    let Parts {
+        region,
+        options,
+        opened,
+        homes,
+        ..
+    } = parts;
+    let located = homes.iter().enumerate().map(|(extent, homes)| {
+        let extent = ExtentIndex::new(extent as u32);
+        let live = homes.iter().filter(|home| home.worth == Worth::Live);
+        live.map(|home| {
+            // Of a lost node there is no grant, and nothing is sent to it either.
+            let grant = opened[usize::from(home.node)].grants.get(&extent);
+            Location {
+                addr: grant.map(|grant| grant.addr).unwrap_or_default(),
+                rkey: grant.map(|grant| grant.rkey).unwrap_or_default(),
+                node: home.node,
+                standing: Standing::Live,
+            }
+        })
+        .collect()
     });
-    let locations = Homes::new(
-        region.extent_bytes,
-        usize::from(copies),
-        locations.collect(),
-    );
+    let width = usize::from(region.replicas) + SPARE_REPLICAS;
+    let located = Homes::new(region.extent_bytes, width, located);
     let fenced = Arc::new(AtomicBool::new(false));
+    let bell = options.watched.then(Bell::new).transpose()?;
+    let losses = Arc::new(Losses::new(bell));
     let mut nodes = Vec::with_capacity(opened.len());
     let mut links = Vec::with_capacity(opened.len());
     let mut watches = Vec::new();
     for (index, node) in opened.into_iter().enumerate() {
-        // There are at most MAX_NODES nodes.
-        let index = index as u16;
         let record = NodeRecord {
             entry: node.entry,
             incarnation: node.incarnation,
         };
         nodes.push(record.clone());
         let link = Arc::new(NodeLink::new(LinkParts {
-            index,
+            // There are at most MAX_NODES nodes.
+            index: index as u16,
             record,
             transport: node.transport,
             dial: Arc::clone(&options.dial),
-            identity,
+            identity: parts.identity,
+            authority: Arc::clone(&parts.authority),
             session: node.session,
             fenced: Arc::clone(&fenced),
-            extents: locations.on(index),
+            losses: Arc::clone(&losses),
         }));
         if options.watched {
             watches.push(Watch::start(Arc::clone(&link), Arc::clone(&options.clock))?);
         }
         links.push(link);
     }
-    Ok(Arc::new(Remote {
-        shared: Arc::new(Shared {
-            directory: Directory {
-                region: region.clone(),
-                token: identity.token,
-                nodes,
-                copies,
-                homes: homes.to_vec(),
-            },
-            homes: Arc::new(locations),
+    let handles = options
+        .watched
+        .then(|| watches.iter().map(Watch::handle).collect());
+    let shared = Arc::new(Shared {
+        region: region.clone(),
+        identity: parts.identity,
+        options: options.clone(),
+        transports: parts.transports.clone(),
+        authority: parts.authority,
+        published: Published::new(Snapshot {
+            homes: Arc::new(located),
             links: links.into(),
-            clock: Arc::clone(&options.clock),
-            counters: Counters::default(),
-            fenced,
-            frames,
-            watches: Mutex::new(watches),
+            watches: handles,
         }),
-    }))
+        lanes: LanePosts::default(),
+        counters: Counters::default(),
+        fenced,
+        losses,
+        released: AtomicBool::new(false),
+        frames: parts.transports.frames(),
+        changes: Mutex::default(),
+        directory: Mutex::new(Directory {
+            region: region.clone(),
+            token: parts.identity.token,
+            nodes,
+            homes,
+        }),
+        watches: Mutex::new(watches),
+        keeper: Mutex::new(None),
+    });
+    if options.watched {
+        let keeper = Keeper::start(&shared)?;
+        *shared.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+    }
+    let remote = Arc::new(Remote {
+        shared,
+        rebuilder: OnceLock::new(),
+    });
+    if let Some(config) = &options.rebuild
+        && options.watched
+        && remote.shared.authority.gives_orders()
+    {
+        let rebuilder = Rebuilder::start(&remote, config.clone()).map_err(std::io::Error::other)?;
+        // Nobody else has the region yet.
+        let _ = remote.rebuilder.set(rebuilder);
+    }
+    Ok(remote)
 }

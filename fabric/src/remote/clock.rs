@@ -1,11 +1,16 @@
-//! Time, as far as deadlines need it: the system's, or a simulation's.
+//! Time, as far as deadlines and delays need it: the system's, or a simulation's.
 
 use std::time::Instant;
 
-/// Milliseconds since some moment; never goes back.
+/// Time since some moment; never goes back.
 pub trait Clock: Send + Sync {
-    /// Now.
-    fn now_ms(&self) -> u64;
+    /// Now, in microseconds.
+    fn now_us(&self) -> u64;
+
+    /// Now, in milliseconds.
+    fn now_ms(&self) -> u64 {
+        self.now_us() / 1000
+    }
 }
 
 /// The system's monotonic clock.
@@ -23,7 +28,7 @@ impl Default for SystemClock {
 }
 
 impl Clock for SystemClock {
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 }

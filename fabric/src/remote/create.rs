@@ -3,14 +3,16 @@
 //! Everything is allocated when the region is made. A region that is open has all its memory, and
 //! eviction never meets a node that is full.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use super::assemble::{Grants, OpenedNode, RemoteOptions, assemble};
-use super::directory::{Directory, MAX_NODES, SizeError};
+use super::assemble::{Grants, OpenedNode, Parts, RemoteOptions, assemble};
+use super::directory::{Directory, Home, MAX_NODES, SizeError, Worth};
 use super::region::Remote;
 use super::transports::{TransportMissing, Transports};
-use crate::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
+use crate::authority::{AuthorityError, RegionAuthority, grant_for};
+use crate::placement::{MAX_REPLICAS, NodeEntry, RegionEntry};
 use crate::session::{Identity, Session, SessionError};
 use crate::transport::{Transport, TransportKind};
 use crate::units::{ByteCount, ExtentIndex};
@@ -41,9 +43,18 @@ pub enum CreateError {
     /// Its sizes.
     #[error(transparent)]
     Size(#[from] SizeError),
-    /// The placement.
+    /// More replicas than there are, or none.
+    #[error("{asked} replicas cannot be: a region has 1 to {MAX_REPLICAS}")]
+    Replicas {
+        /// How many.
+        asked: u8,
+    },
+    /// The control plane.
     #[error("there is no place for the region")]
-    Placement(#[from] PlacementError),
+    Authority(#[from] AuthorityError),
+    /// The control plane named places that cannot be.
+    #[error("the control plane named too few places, or one twice")]
+    Places,
     /// More nodes than a region may have.
     #[error("{nodes} memory nodes are named, a region may use {MAX_NODES}")]
     TooManyNodes {
@@ -115,7 +126,9 @@ impl fmt::Display for Rooms<'_> {
 /// A node while a region is being placed.
 struct Candidate {
     entry: NodeEntry,
+    transport: Arc<dyn Transport>,
     session: Option<Session>,
+    /// It has no more room, or takes no part.
     room: Option<Room>,
     grants: Grants,
 }
@@ -123,19 +136,16 @@ struct Candidate {
 impl Remote {
     /// Places and allocates all extents of a new region. On failure everything is given back.
     pub fn create(
-        placement: &dyn Placement,
+        authority: Arc<dyn RegionAuthority>,
         transports: &Transports,
         region: &RegionEntry,
         options: &RemoteOptions,
     ) -> Result<Arc<Self>, CreateError> {
         let extents = Directory::check_sizes(region)?;
-        let nodes = placement.nodes();
-        if nodes.len() > MAX_NODES {
-            return Err(CreateError::TooManyNodes { nodes: nodes.len() });
-        }
-        let mut used = Vec::with_capacity(nodes.len());
-        for node in nodes {
-            used.push(transports.get(node)?);
+        if !(1..=MAX_REPLICAS).contains(&region.replicas) {
+            return Err(CreateError::Replicas {
+                asked: region.replicas,
+            });
         }
         let identity = Identity {
             tenant: region.tenant,
@@ -144,31 +154,29 @@ impl Remote {
             token: options.token,
             owner: options.owner,
         };
-        let mut candidates: Vec<Candidate> = nodes
-            .iter()
-            .map(|entry| Candidate {
-                entry: entry.clone(),
-                session: None,
-                room: None,
-                grants: Grants::new(),
-            })
-            .collect();
-        match place_all(
-            placement,
+        let mut placing = Placing {
             region,
-            extents,
-            &mut candidates,
+            transports,
             options,
             identity,
-        ) {
+            candidates: Vec::new(),
+        };
+        match placing.place_all(&*authority, extents) {
             Ok(homes) => {
-                let (opened, homes) = only_homes(candidates, used, &homes);
-                let frames = transports.frames();
-                assemble(region, options, identity, 1, &homes, opened, frames)
-                    .map_err(CreateError::Watch)
+                let (opened, homes) = only_homes(placing.candidates, &homes);
+                assemble(Parts {
+                    region,
+                    authority,
+                    transports,
+                    options,
+                    identity,
+                    homes,
+                    opened,
+                })
+                .map_err(CreateError::Watch)
             }
             Err(error) => {
-                candidates.iter_mut().for_each(give_back);
+                placing.candidates.iter_mut().for_each(give_back);
                 Err(error)
             }
         }
@@ -179,49 +187,171 @@ impl Remote {
 /// account of the region, and is not missed when it dies.
 fn only_homes(
     candidates: Vec<Candidate>,
-    transports: Vec<Arc<dyn Transport>>,
-    homes: &[u16],
-) -> (Vec<OpenedNode>, Vec<u16>) {
+    homes: &[Vec<usize>],
+) -> (Vec<OpenedNode>, Vec<Vec<Home>>) {
+    let mut kept: Vec<BTreeSet<ExtentIndex>> = vec![BTreeSet::new(); candidates.len()];
+    for (extent, nodes) in homes.iter().enumerate() {
+        for node in nodes {
+            kept[*node].insert(ExtentIndex::new(extent as u32));
+        }
+    }
     let mut opened = Vec::with_capacity(candidates.len());
     let mut renumbered = vec![0; candidates.len()];
-    for ((node, mut candidate), transport) in candidates.into_iter().enumerate().zip(transports) {
-        if candidate.grants.is_empty() {
+    for (node, (mut candidate, kept)) in candidates.into_iter().zip(kept).enumerate() {
+        let Some(mut session) = candidate.session.take_if(|_| !kept.is_empty()) else {
             give_back(&mut candidate);
             continue;
+        };
+        let grants = candidate.grants.into_iter();
+        let (grants, unused): (Grants, Grants) =
+            grants.partition(|(extent, _)| kept.contains(extent));
+        if !unused.is_empty() {
+            // Of extents that found no room elsewhere. What cannot be given back goes with the region.
+            let _ = session.free(&unused.into_keys().collect::<Vec<_>>());
         }
         // There are at most MAX_NODES nodes.
         renumbered[node] = opened.len() as u16;
         opened.push(OpenedNode {
-            incarnation: candidate
-                .session
-                .as_ref()
-                .map(|session| session.welcome().incarnation)
-                .unwrap_or_default(),
+            incarnation: session.welcome().incarnation,
             entry: candidate.entry,
-            transport,
-            session: candidate.session,
-            grants: candidate.grants,
+            transport: candidate.transport,
+            session: Ok(session),
+            grants,
         });
     }
-    let homes = homes.iter().map(|node| renumbered[usize::from(*node)]);
+    let home = |node: &usize| Home {
+        node: renumbered[*node],
+        worth: Worth::Live,
+    };
+    let homes = homes.iter().map(|nodes| nodes.iter().map(home).collect());
     (opened, homes.collect())
 }
 
-/// Gives all extents a home; returns the indexes of their nodes.
-fn place_all(
-    placement: &dyn Placement,
-    region: &RegionEntry,
-    extents: u32,
-    candidates: &mut [Candidate],
-    options: &RemoteOptions,
+/// A region that is being placed.
+struct Placing<'a> {
+    region: &'a RegionEntry,
+    transports: &'a Transports,
+    options: &'a RemoteOptions,
     identity: Identity,
-) -> Result<Vec<u16>, CreateError> {
-    for candidate in candidates.iter_mut() {
-        match options
+    candidates: Vec<Candidate>,
+}
+
+impl Placing<'_> {
+    /// Gives all extents their homes; indexes of candidates, for each extent.
+    fn place_all(
+        &mut self,
+        authority: &dyn RegionAuthority,
+        extents: u32,
+    ) -> Result<Vec<Vec<usize>>, CreateError> {
+        let replicas = usize::from(self.region.replicas);
+        let mut homes = vec![Vec::new(); extents as usize];
+        let mut homeless: Vec<ExtentIndex> = (0..extents).map(ExtentIndex::new).collect();
+        // Every round either places all that is left or finds a node that takes no more, so it ends.
+        while !homeless.is_empty() {
+            let without: Vec<String> = self
+                .candidates
+                .iter()
+                .filter(|candidate| candidate.room.is_some())
+                .map(|candidate| candidate.entry.name.clone())
+                .collect();
+            let places = match authority.place(self.region, &homeless, &without) {
+                Ok(places) => places,
+                Err(AuthorityError::NoRoom { wanted, left }) if without.is_empty() => {
+                    return Err(AuthorityError::NoRoom { wanted, left }.into());
+                }
+                Err(AuthorityError::NoRoom { .. }) => {
+                    let bytes = u64::from(extents) * self.region.extent_bytes.get();
+                    return Err(CreateError::NoRoom {
+                        asked: ByteCount::new(bytes * replicas as u64),
+                        nodes: rooms(&mut self.candidates, self.region.extent_bytes),
+                    });
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let named = self.candidates_for(&places.nodes)?;
+            if places.homes.len() != homeless.len() * replicas {
+                return Err(CreateError::Places);
+            }
+            let mut wanted: Vec<Vec<ExtentIndex>> = vec![Vec::new(); self.candidates.len()];
+            for (extent, nodes) in homeless.iter().zip(places.homes.chunks_exact(replicas)) {
+                for (nth, node) in nodes.iter().enumerate() {
+                    let candidate = *named
+                        .get(usize::from(*node))
+                        .filter(|_| !nodes[..nth].contains(node))
+                        .ok_or(CreateError::Places)?;
+                    wanted[candidate].push(*extent);
+                }
+            }
+            let mut absent = false;
+            for (node, wanted) in wanted.iter().enumerate() {
+                if !wanted.is_empty() && self.candidates[node].session.is_none() {
+                    self.open(authority, node)?;
+                    absent |= self.candidates[node].room.is_some();
+                }
+            }
+            if absent {
+                // Asked for anew, without those.
+                continue;
+            }
+            for (candidate, wanted) in self.candidates.iter_mut().zip(&wanted) {
+                let missing: Vec<_> = wanted
+                    .iter()
+                    .copied()
+                    .filter(|extent| !candidate.grants.contains_key(extent))
+                    .collect();
+                candidate.allocate(self.region.extent_bytes, &missing)?;
+            }
+            homeless.retain(|extent| {
+                let given = (0..self.candidates.len()).filter(|node| {
+                    wanted[*node].binary_search(extent).is_ok()
+                        && self.candidates[*node].grants.contains_key(extent)
+                });
+                let given: Vec<usize> = given.collect();
+                let placed = given.len() == replicas;
+                if placed {
+                    homes[extent.get() as usize] = given;
+                }
+                !placed
+            });
+        }
+        Ok(homes)
+    }
+
+    /// The candidates of these entries; new ones are added.
+    fn candidates_for(&mut self, nodes: &[NodeEntry]) -> Result<Vec<usize>, CreateError> {
+        let mut named = Vec::with_capacity(nodes.len());
+        for entry in nodes {
+            let known = self
+                .candidates
+                .iter()
+                .position(|candidate| candidate.entry.name == entry.name);
+            named.push(known.unwrap_or(self.candidates.len()));
+            if known.is_none() {
+                if self.candidates.len() >= MAX_NODES {
+                    return Err(CreateError::TooManyNodes { nodes: nodes.len() });
+                }
+                self.candidates.push(Candidate {
+                    entry: entry.clone(),
+                    transport: self.transports.get(entry)?,
+                    session: None,
+                    room: None,
+                    grants: Grants::new(),
+                });
+            }
+        }
+        Ok(named)
+    }
+
+    /// Opens a session with a candidate, or learns that it takes no part.
+    fn open(&mut self, authority: &dyn RegionAuthority, node: usize) -> Result<(), CreateError> {
+        let candidate = &mut self.candidates[node];
+        let grant = grant_for(authority, &candidate.entry.name)?;
+        let opened = self
+            .options
             .dial
             .dial(candidate.entry.control)
-            .and_then(|channel| Session::open(channel, identity, true))
-        {
+            .and_then(|channel| Session::open_granted(channel, self.identity, true, grant));
+        match opened {
             Ok(session) if session.welcome().transport == candidate.entry.transport => {
                 candidate.session = Some(session);
             }
@@ -254,41 +384,8 @@ fn place_all(
                 }
             },
         }
+        Ok(())
     }
-
-    let mut homes = vec![0; extents as usize];
-    let mut homeless: Vec<ExtentIndex> = (0..extents).map(ExtentIndex::new).collect();
-    let mut order = Vec::with_capacity(candidates.len());
-    // Every round either places all that is left or finds a node full, so it ends.
-    while !homeless.is_empty() {
-        let mut wanted: Vec<Vec<ExtentIndex>> = vec![Vec::new(); candidates.len()];
-        for &extent in &homeless {
-            order.clear();
-            placement.candidates(region, extent, &mut order)?;
-            let best = order
-                .iter()
-                .find(|node| candidates.get(**node).is_some_and(|c| c.room.is_none()));
-            match best {
-                Some(&node) => wanted[node].push(extent),
-                None => {
-                    return Err(CreateError::NoRoom {
-                        asked: ByteCount::new(u64::from(extents) * region.extent_bytes.get()),
-                        nodes: rooms(candidates, region.extent_bytes),
-                    });
-                }
-            }
-        }
-        homeless.clear();
-        for (node, (candidate, wanted)) in candidates.iter_mut().zip(wanted).enumerate() {
-            let placed = candidate.allocate(region.extent_bytes, &wanted)?;
-            for extent in &wanted[..placed] {
-                // There are at most MAX_NODES nodes.
-                homes[extent.get() as usize] = node as u16;
-            }
-            homeless.extend_from_slice(&wanted[placed..]);
-        }
-    }
-    Ok(homes)
 }
 
 impl Candidate {
@@ -297,9 +394,9 @@ impl Candidate {
         &mut self,
         extent_bytes: ByteCount,
         wanted: &[ExtentIndex],
-    ) -> Result<usize, CreateError> {
+    ) -> Result<(), CreateError> {
         let Some(session) = &mut self.session else {
-            return Ok(0);
+            return Ok(());
         };
         let batch = usize::try_from(ALLOCATE_BATCH_BYTES / extent_bytes.get()).unwrap_or(1);
         let most = batch.clamp(1, MAX_BATCH_EXTENTS);
@@ -344,7 +441,7 @@ impl Candidate {
                 }
             }
         }
-        Ok(placed)
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use crate::placement::{NodeEntry, RegionEntry};
+use crate::placement::{FailureDomain, MAX_REPLICAS, NodeEntry, RegionEntry};
 use crate::transport::TransportKind;
 use crate::units::{ByteCount, Incarnation};
 use crate::wire::control::Token;
@@ -14,7 +14,7 @@ use crate::wire::{
 };
 
 /// Version of the directory's layout.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// What the frame calls it.
 const KIND: u16 = 1;
 /// Most bytes of a directory: 16 TiB in the default extents, with room to spare.
@@ -40,11 +40,31 @@ pub(super) struct Directory {
     pub(super) region: RegionEntry,
     pub(super) token: Token,
     pub(super) nodes: Vec<NodeRecord>,
-    /// How many copies each extent has.
-    pub(super) copies: u8,
-    /// Indexes into `nodes`, `copies` for each extent.
-    pub(super) homes: Vec<u16>,
+    /// The replicas of each extent, in the order in which they came to be. None: it is not placed yet.
+    pub(super) homes: Vec<Vec<Home>>,
 }
+
+/// What a replica is worth, as a successor has to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Worth {
+    /// It has every page as it was last written.
+    Live,
+    /// It was being copied: worth nothing to a successor.
+    Copying,
+    /// It missed a write: worth nothing until it is dropped.
+    Stale,
+}
+
+/// One replica of an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Home {
+    /// Index into [`Directory::nodes`].
+    pub(super) node: u16,
+    pub(super) worth: Worth,
+}
+
+/// Most replicas of an extent in a directory, whatever they are worth.
+pub(super) const MAX_HOMES: usize = 16;
 
 /// Why bytes are not a region's directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -71,9 +91,9 @@ impl Directory {
         self.region.tenant.put(&mut body);
         self.region.bytes.put(&mut body);
         self.region.extent_bytes.put(&mut body);
+        self.region.replicas.put(&mut body);
         self.token.put(&mut body);
         put_list(&self.nodes, &mut body);
-        self.copies.put(&mut body);
         put_list(&self.homes, &mut body);
         let header = Header::seal(Magic::Directory, VERSION, KIND, self.region.epoch, &body)
             .expect("a directory is bounded by MAX_NODES and MAX_EXTENTS");
@@ -100,23 +120,50 @@ impl Directory {
                 epoch: header.epoch,
                 bytes: Wire::get(&mut from)?,
                 extent_bytes: Wire::get(&mut from)?,
+                replicas: Wire::get(&mut from)?,
             },
             token: Wire::get(&mut from)?,
             nodes: from.list(MAX_NODES as u32)?,
-            copies: Wire::get(&mut from)?,
             homes: from.list(MAX_EXTENTS)?,
         };
         from.finish()?;
         let extents = extent_count(&directory.region).ok_or(DirectoryError::Inconsistent)?;
-        let homes = u64::from(extents) * u64::from(directory.copies);
-        let known = |home: &u16| usize::from(*home) < directory.nodes.len();
-        if directory.copies == 0
-            || directory.homes.len() as u64 != homes
+        let known = |homes: &Vec<Home>| {
+            homes.iter().enumerate().all(|(nth, home)| {
+                usize::from(home.node) < directory.nodes.len()
+                    && homes[..nth].iter().all(|other| other.node != home.node)
+            })
+        };
+        if !(1..=MAX_REPLICAS).contains(&directory.region.replicas)
+            || directory.homes.len() != extents as usize
             || !directory.homes.iter().all(known)
         {
             return Err(DirectoryError::Inconsistent);
         }
         Ok(directory)
+    }
+}
+
+impl Directory {
+    /// Leaves out nodes that hold nothing, and one life of a node that is named twice.
+    pub(super) fn compact(&mut self) {
+        let mut renumbered: Vec<Option<u16>> = vec![None; self.nodes.len()];
+        let mut kept: Vec<NodeRecord> = Vec::new();
+        for home in self.homes.iter_mut().flatten() {
+            let number = &mut renumbered[usize::from(home.node)];
+            let node = &self.nodes[usize::from(home.node)];
+            home.node = *number.get_or_insert_with(|| {
+                let same = kept.iter().position(|other| {
+                    other.entry.name == node.entry.name && other.incarnation == node.incarnation
+                });
+                // There are at most MAX_NODES.
+                same.unwrap_or_else(|| {
+                    kept.push(node.clone());
+                    kept.len() - 1
+                }) as u16
+            });
+        }
+        self.nodes = kept;
     }
 }
 
@@ -142,6 +189,10 @@ impl Wire for NodeRecord {
         put_text(&self.entry.name, out);
         self.entry.control.put(out);
         self.entry.transport.put(out);
+        let domain = &self.entry.domain;
+        for name in [&domain.region, &domain.zone, &domain.rack, &domain.host] {
+            put_text(name, out);
+        }
         self.incarnation.put(out);
     }
     fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
@@ -150,9 +201,61 @@ impl Wire for NodeRecord {
                 name: from.text(MAX_NAME_BYTES)?,
                 control: SocketAddr::get(from)?,
                 transport: TransportKind::get(from)?,
+                domain: FailureDomain {
+                    region: from.text(MAX_NAME_BYTES)?,
+                    zone: from.text(MAX_NAME_BYTES)?,
+                    rack: from.text(MAX_NAME_BYTES)?,
+                    host: from.text(MAX_NAME_BYTES)?,
+                },
             },
             incarnation: Wire::get(from)?,
         })
+    }
+}
+
+impl Wire for Home {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.node.put(out);
+        let worth: u8 = match self.worth {
+            Worth::Live => 0,
+            Worth::Copying => 1,
+            Worth::Stale => 2,
+        };
+        worth.put(out);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            node: Wire::get(from)?,
+            worth: match u8::get(from)? {
+                0 => Worth::Live,
+                1 => Worth::Copying,
+                2 => Worth::Stale,
+                value => {
+                    return Err(Malformed::Unknown {
+                        what: "worth of a replica",
+                        value: u64::from(value),
+                    });
+                }
+            },
+        })
+    }
+}
+
+impl Wire for Vec<Home> {
+    fn put(&self, out: &mut Vec<u8>) {
+        // At most MAX_HOMES.
+        (self.len() as u8).put(out);
+        self.iter().for_each(|home| home.put(out));
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let count = u8::get(from)?;
+        if usize::from(count) > MAX_HOMES {
+            return Err(Malformed::TooMany {
+                count: count.into(),
+                limit: MAX_HOMES as u32,
+            });
+        }
+        (0..count).map(|_| Home::get(from)).collect()
     }
 }
 
@@ -191,6 +294,10 @@ mod tests {
                 name: format!("n{n}"),
                 control: SocketAddr::from(([10, 0, 0, 1], 7000 + n)),
                 transport: TransportKind::Tcp,
+                domain: FailureDomain {
+                    zone: format!("z{n}"),
+                    ..FailureDomain::default()
+                },
             },
             incarnation: Incarnation::new(u64::from(n) + 1),
         };
@@ -201,12 +308,18 @@ mod tests {
                 epoch: Epoch::new(3),
                 bytes: ByteCount::mib(extents),
                 extent_bytes: ByteCount::mib(1),
+                replicas: copies,
             },
             token: Token([4; 16]),
             nodes: (0..3).map(node).collect(),
-            copies,
-            homes: (0..extents * u64::from(copies))
-                .map(|n| (n % 3) as u16)
+            homes: (0..extents)
+                .map(|extent| {
+                    let home = |copy| Home {
+                        node: ((extent + u64::from(copy)) % 3) as u16,
+                        worth: [Worth::Live, Worth::Copying, Worth::Stale][usize::from(copy)],
+                    };
+                    (0..copies).map(home).collect()
+                })
                 .collect(),
         }
     }
@@ -220,16 +333,32 @@ mod tests {
     }
 
     #[test]
+    fn nodes_that_hold_nothing_are_left_out_and_one_life_is_one_node() {
+        let mut crowded = directory(2, 1);
+        let again = crowded.nodes[1].clone();
+        crowded.nodes.push(again);
+        // n0 and n2 hold nothing; the first extent is on n1, the second on the same life of n1.
+        crowded.homes[0][0].node = 3;
+        crowded.homes[1][0].node = 1;
+        crowded.compact();
+        assert_eq!(crowded.nodes.len(), 1);
+        assert_eq!(crowded.nodes[0].entry.name, "n1");
+        assert!(crowded.homes.iter().flatten().all(|home| home.node == 0));
+    }
+
+    #[test]
     fn one_that_contradicts_itself_is_refused() {
         let mut missing = directory(4, 1);
         missing.homes.pop();
         let mut unknown = directory(4, 1);
-        unknown.homes[2] = 3;
+        unknown.homes[2][0].node = 3;
+        let mut twice = directory(4, 2);
+        twice.homes[1][1].node = twice.homes[1][0].node;
         let mut none = directory(4, 1);
-        none.copies = 0;
+        none.region.replicas = 0;
         let mut sizes = directory(4, 1);
         sizes.region.extent_bytes = ByteCount::new(5);
-        for wrong in [missing, unknown, none, sizes] {
+        for wrong in [missing, unknown, twice, none, sizes] {
             assert_eq!(
                 Directory::decode(&wrong.encode()),
                 Err(DirectoryError::Inconsistent)

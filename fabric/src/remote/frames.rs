@@ -19,7 +19,7 @@ pub(super) struct FramePool {
 #[derive(Debug)]
 struct FrameSet {
     mapping: Arc<Mapping>,
-    registered: Vec<(TransportKind, LocalMemory)>,
+    registered: Mutex<Vec<(TransportKind, LocalMemory)>>,
 }
 
 /// A set of frames in use. Goes back to its pool when dropped.
@@ -40,7 +40,7 @@ impl FramePool {
             Some(set) => set,
             None => FrameSet {
                 mapping: Arc::new(Mapping::anonymous(bytes)?),
-                registered: Vec::new(),
+                registered: Mutex::default(),
             },
         };
         Ok(Frames {
@@ -57,12 +57,10 @@ impl Frames {
     }
 
     /// The registration with `transport`. The transports of one pool are one of a kind.
-    pub(super) fn registered(
-        &mut self,
-        transport: &dyn Transport,
-    ) -> Result<LocalMemory, LaneError> {
+    pub(super) fn registered(&self, transport: &dyn Transport) -> Result<LocalMemory, LaneError> {
         let kind = transport.kind();
-        let registered = &mut self.set.registered;
+        let registered = self.set.registered.lock();
+        let mut registered = registered.unwrap_or_else(PoisonError::into_inner);
         if let Some((_, memory)) = registered.iter().find(|(known, _)| *known == kind) {
             return Ok(memory.clone());
         }

@@ -1,17 +1,34 @@
-//! The map of a region: which extent lives where. Made when the region is opened, read on every fault.
+//! The map of a region: which extent lives where. A snapshot that never changes; whoever changes homes makes
+//! the next one, which shares all chunks with it but those that differ.
 
+use std::sync::Arc;
+
+use super::copy::CopyTracker;
 use crate::transport::RemoteSlice;
 use crate::units::{ByteCount, ExtentIndex, PAGE_SHIFT, PageIndex, RemoteAddr, Rkey};
 
-/// One copy of an extent.
+/// Extents of a chunk: what a change of one extent copies.
+const CHUNK_EXTENTS: usize = 64;
+
+/// What a replica is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Written and read.
+    Live,
+    /// Written; not read before it is complete.
+    Copying,
+}
+
+/// One replica of an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Location {
-    /// Which of the region's nodes.
-    pub(super) node: u16,
-    /// Where it starts there.
+    /// Where it starts on its node.
     pub(super) addr: RemoteAddr,
     /// With which key.
     pub(super) rkey: Rkey,
+    /// Which of the region's nodes.
+    pub(super) node: u16,
+    pub(super) standing: Standing,
 }
 
 /// A run of pages inside of one extent.
@@ -27,48 +44,112 @@ pub(super) struct Piece {
     pub(super) pages: u16,
 }
 
-/// See the module. An extent has `copies` locations; what is written goes to all of them, what is read
-/// comes from the first.
-#[derive(Debug)]
+/// See the module. What is written goes to all replicas of an extent, what is read comes from a live one.
+#[derive(Clone, Debug)]
 pub(super) struct Homes {
+    version: u64,
     extent_pages: u64,
-    copies: usize,
-    locations: Box<[Location]>,
+    /// Most replicas of an extent, those that are being copied included.
+    width: usize,
+    chunks: Vec<Arc<[Option<Location>]>>,
+    /// Of extents that have a replica which is being copied.
+    trackers: Vec<(ExtentIndex, Arc<CopyTracker>)>,
 }
 
 impl Homes {
-    /// `locations` has `copies` entries an extent, in the extents' order.
-    pub(super) fn new(extent_bytes: ByteCount, copies: usize, locations: Box<[Location]>) -> Self {
+    /// Version 0; `replicas` of each extent come in the extents' order, at most `width` of each.
+    pub(super) fn new(
+        extent_bytes: ByteCount,
+        width: usize,
+        extents: impl Iterator<Item = Vec<Location>>,
+    ) -> Self {
+        let mut flat = Vec::new();
+        let mut chunks = Vec::new();
+        for replicas in extents {
+            flat.extend((0..width).map(|nth| replicas.get(nth).copied()));
+            if flat.len() == CHUNK_EXTENTS * width {
+                chunks.push(Arc::from(std::mem::take(&mut flat)));
+            }
+        }
+        chunks.push(Arc::from(flat));
         Self {
+            version: 0,
             extent_pages: extent_bytes.get() >> PAGE_SHIFT,
-            copies,
-            locations,
+            width,
+            chunks,
+            trackers: Vec::new(),
         }
     }
 
-    /// The copies of an extent.
-    pub(super) fn of(&self, extent: ExtentIndex) -> &[Location] {
-        let first = extent.get() as usize * self.copies;
-        &self.locations[first..first + self.copies]
+    /// Which snapshot this is.
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
-    /// How many extents have a copy on `node`.
-    pub(super) fn on(&self, node: u16) -> usize {
-        self.locations
+    /// The next snapshot, with other replicas of some extents; the live ones come first.
+    pub(super) fn next(
+        &self,
+        changed: impl Iterator<Item = (ExtentIndex, Vec<Location>)>,
+        trackers: Vec<(ExtentIndex, Arc<CopyTracker>)>,
+    ) -> Self {
+        let mut next = Self {
+            version: self.version + 1,
+            trackers,
+            ..self.clone()
+        };
+        for (extent, mut replicas) in changed {
+            replicas.sort_by_key(|replica| replica.standing != Standing::Live);
+            let extent = extent.get() as usize;
+            let first = extent % CHUNK_EXTENTS * self.width;
+            let chunk: &mut [_] = Arc::make_mut(&mut next.chunks[extent / CHUNK_EXTENTS]);
+            for (nth, place) in chunk[first..first + self.width].iter_mut().enumerate() {
+                *place = replicas.get(nth).copied();
+            }
+        }
+        next
+    }
+
+    /// The replicas of an extent, the live ones first.
+    pub(super) fn of(&self, extent: ExtentIndex) -> impl Iterator<Item = Location> + '_ {
+        let extent = extent.get() as usize;
+        let first = extent % CHUNK_EXTENTS * self.width;
+        let chunk = &self.chunks[extent / CHUNK_EXTENTS];
+        chunk[first..first + self.width]
             .iter()
-            .filter(|location| location.node == node)
-            .count()
+            .map_while(|place| *place)
     }
 
-    /// The most pieces, over all copies, that a run of `run` pages comes to.
-    pub(super) fn most_parts(&self, run: u16) -> usize {
+    /// The live replicas of an extent.
+    pub(super) fn live(&self, extent: ExtentIndex) -> impl Iterator<Item = Location> + '_ {
+        self.of(extent)
+            .take_while(|replica| replica.standing == Standing::Live)
+    }
+
+    /// Who follows the writes to an extent that is being copied.
+    pub(super) fn tracker(&self, extent: ExtentIndex) -> Option<&Arc<CopyTracker>> {
+        let mut trackers = self.trackers.iter();
+        trackers.find(|(of, _)| *of == extent).map(|(_, t)| t)
+    }
+
+    /// Who follows the writes to which extents.
+    pub(super) fn trackers(&self) -> &[(ExtentIndex, Arc<CopyTracker>)] {
+        &self.trackers
+    }
+
+    /// The most pieces that a run of `run` pages comes to.
+    pub(super) fn most_pieces(&self, run: u16) -> usize {
         let run = u64::from(run);
         let pieces = (run + self.extent_pages - 2) / self.extent_pages + 1;
-        pieces.min(run) as usize * self.copies
+        pieces.min(run) as usize
+    }
+
+    /// The most parts, over all replicas, that a run of `run` pages comes to.
+    pub(super) fn most_parts(&self, run: u16) -> usize {
+        self.most_pieces(run) * self.width
     }
 
     /// Cuts a run at the borders of extents.
-    pub(super) fn pieces(&self, page: PageIndex, run: u16) -> impl Iterator<Item = Piece> {
+    pub(super) fn pieces(&self, page: PageIndex, run: u16) -> impl Iterator<Item = Piece> + use<> {
         let extent_pages = self.extent_pages;
         let mut skipped = 0;
         std::iter::from_fn(move || {
@@ -113,7 +194,8 @@ mod tests {
         fn pieces_cover_a_run_once_and_stay_in_their_extent(
             extent_pages in 1..40u64, page in 0..1000u32, run in 1..=16u16,
         ) {
-            let homes = Homes::new(ByteCount::new(extent_pages * PAGE_BYTES as u64), 1, Box::new([]));
+            let bytes = ByteCount::new(extent_pages * PAGE_BYTES as u64);
+            let homes = Homes::new(bytes, 1, std::iter::empty());
             let mut covered = 0;
             let mut count = 0;
             for piece in homes.pieces(PageIndex::new(page), run) {
@@ -127,6 +209,32 @@ mod tests {
             }
             prop_assert_eq!(covered, run);
             prop_assert!(count <= homes.most_parts(run));
+        }
+    }
+
+    #[test]
+    fn a_change_leaves_the_former_snapshot_and_all_other_extents_alone() {
+        let at = |node, standing| Location {
+            addr: RemoteAddr::new(u64::from(node) << 20),
+            rkey: Rkey::new(1),
+            node,
+            standing,
+        };
+        let one = |extent: u32| vec![at(extent as u16 % 3, Standing::Live)];
+        let before = Homes::new(ByteCount::mib(1), 3, (0..200).map(one));
+        let extent = ExtentIndex::new(70);
+        let two = vec![at(7, Standing::Copying), at(1, Standing::Live)];
+        let after = before.next([(extent, two)].into_iter(), Vec::new());
+        let nodes = |homes: &Homes, extent| {
+            let replicas = homes.of(ExtentIndex::new(extent));
+            replicas.map(|replica| replica.node).collect::<Vec<_>>()
+        };
+        assert_eq!(nodes(&after, 70), [1, 7]);
+        assert_eq!(after.live(extent).count(), 1);
+        assert_eq!(nodes(&before, 70), [1]);
+        assert_eq!((before.version(), after.version()), (0, 1));
+        for other in (0..200).filter(|other| *other != 70) {
+            assert_eq!(nodes(&after, other), nodes(&before, other));
         }
     }
 }

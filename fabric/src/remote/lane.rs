@@ -2,15 +2,22 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use super::bell::Bell;
 use super::frames::Frames;
-use super::link::{Cause, NodeLink, Trouble};
-use super::queue::{LaneQueue, LinkState};
+use super::link::{Cause, Death, NodeLink, Trouble};
+use super::queue::{LANDINGS, LaneQueue, LinkState, QueueConfig};
 use super::redial::{ByWatches, Inline, Job, Outcome, Redial};
 use super::region::Shared;
+use super::waits::LanePost;
 use crate::pages::{
     LaneConfig, LaneError, LaneFull, MAX_RUN_PAGES, PageDone, PageLane, PageRequest,
 };
+use crate::placement;
 use crate::transport::{
     Armed, Completion, LocalMemory, MAX_QUEUE_DEPTH, Mapping, PostError, QueuePair,
     QueuePairConfig, Ticket, WorkRequest,
@@ -22,30 +29,57 @@ const BATCH: usize = 64;
 /// How often a batch is taken from one queue pair before the others get their turn.
 const BATCHES: usize = 4;
 
+/// How long a lane sleeps at most before a read is looked at that may be asked for twice.
+const LEAST_SLEEP: Duration = Duration::from_micros(20);
+
 struct Connection {
+    link: Arc<NodeLink>,
     queue_pair: Option<Box<dyn QueuePair>>,
-    ticket: Ticket,
-    memory: LocalMemory,
+    /// Of the queue pair, or of the one that broke.
+    ticket: Option<Ticket>,
+    /// `None` where the node was lost before the lane heard of it.
+    memory: Option<LocalMemory>,
 }
 
 /// See the module.
 pub(super) struct Lane {
     queue: LaneQueue,
-    /// One a node; `None` where the node was lost before the lane came to be. Dropped before the frames.
-    connections: Vec<Option<Connection>>,
+    /// One a node. Dropped before the frames.
+    connections: Vec<Connection>,
     redial: Box<dyn Redial>,
     chain: Vec<WorkRequest>,
     completions: Vec<Completion>,
     frames: Arc<Frames>,
     config: QueuePairConfig,
     deadline_ms: u64,
+    /// Wakes the lane when a read is to be looked at. None where there is one replica, or simulated time.
+    timer: Option<Timer>,
+    post: Arc<LanePost>,
     shared: Arc<Shared>,
+}
+
+struct Timer {
+    descriptor: TimerFd,
+    /// When it fires.
+    set_us: Option<u64>,
 }
 
 impl Lane {
     /// Connects to every node that still counts. Blocks.
     pub(super) fn open(shared: Arc<Shared>, config: &LaneConfig) -> Result<Self, LaneError> {
-        let nodes = shared.links.len();
+        let watched = shared.options.watched;
+        let bell = match watched {
+            true => Some(Bell::new().map_err(|errno| LaneError::Bell(errno.into()))?),
+            false => None,
+        };
+        let bell = bell.map(Arc::new);
+        // First, so that no change is made behind this lane's back.
+        let post = Arc::new(LanePost::new(bell.clone()));
+        shared.lanes.add(&post);
+        let snapshot = shared.published.newest();
+        post.hear(snapshot.homes.version());
+
+        let nodes = snapshot.links.len();
         let frames = config.frames.max(u32::from(MAX_RUN_PAGES));
         let depth = config.depth.clamp(1, MAX_QUEUE_DEPTH);
         let requests = u32::try_from(nodes)
@@ -57,58 +91,157 @@ impl Lane {
             depth,
             ..QueuePairConfig::default()
         };
-        let mut memory = shared.frames.take(frames as usize * PAGE_BYTES)?;
-        let redial: Box<dyn Redial> = match shared.watches() {
-            Some(watches) => {
-                Box::new(ByWatches::new(watches).map_err(|errno| LaneError::Bell(errno.into()))?)
-            }
-            None => Box::new(Inline::new(
-                Arc::clone(&shared.links),
-                Arc::clone(&shared.clock),
-            )),
+        let replicated = shared.region.replicas > 1;
+        let landings = if replicated { LANDINGS } else { 0 };
+        let memory = shared
+            .frames
+            .take((frames + landings) as usize * PAGE_BYTES)?;
+        let redial: Box<dyn Redial> = match bell {
+            Some(bell) => Box::new(ByWatches::new(bell)),
+            None => Box::new(Inline::new(Arc::clone(&shared.options.clock))),
         };
-        let mut queue = LaneQueue::new(
-            Arc::clone(&shared.homes),
-            shared.pages(),
-            nodes,
-            frames,
-            requests,
-            deadline_ms,
+        let queue = LaneQueue::new(
+            Arc::clone(&snapshot.homes),
+            QueueConfig {
+                pages: shared.pages(),
+                frames,
+                requests,
+                deadline_ms,
+                replicated,
+            },
         );
-        let mut connections = Vec::with_capacity(nodes);
-        for link in shared.links.iter() {
-            let connection = match connect(link, &pair)? {
-                Some((queue_pair, ticket)) => Some(Connection {
-                    queue_pair: Some(queue_pair),
-                    ticket,
-                    memory: memory.registered(&*link.transport)?,
-                }),
-                None => None,
-            };
-            if connection.is_none() {
-                queue.lost(link.index);
-            }
-            connections.push(connection);
-        }
-        Ok(Self {
+        let timer = match replicated && watched {
+            true => Some(Timer::new().map_err(|errno| LaneError::Bell(errno.into()))?),
+            false => None,
+        };
+        let mut lane = Self {
             queue,
-            connections,
+            connections: Vec::with_capacity(nodes),
             redial,
             chain: Vec::with_capacity(depth as usize),
             completions: Vec::with_capacity(BATCH),
             frames: Arc::new(memory),
             config: pair,
             deadline_ms,
+            timer,
+            post,
             shared,
-        })
+        };
+        for (index, link) in snapshot.links.iter().enumerate() {
+            let watch = snapshot
+                .watches
+                .as_ref()
+                .map(|watches| watches[index].clone());
+            lane.redial.add(link, watch);
+            lane.connect(link, replicated)?;
+        }
+        Ok(lane)
+    }
+
+    /// A queue pair to one more node. With `later` one that does not answer now is dialed again meanwhile.
+    fn connect(&mut self, link: &Arc<NodeLink>, later: bool) -> Result<(), LaneError> {
+        let mut ticket = None;
+        let connected = link.connect(&mut ticket, &self.config);
+        let (state, queue_pair) = match connected {
+            Ok(queue_pair) => (LinkState::Up, Some(queue_pair)),
+            Err(Trouble::Dead(death)) => {
+                link.give_up(death);
+                (LinkState::Lost, None)
+            }
+            Err(Trouble::Fenced) => {
+                link.fence();
+                return Err(LaneError::Fenced);
+            }
+            Err(Trouble::Again(_)) if later => (LinkState::Away, None),
+            Err(Trouble::Again(Cause::Connect(error))) => return Err(error.into()),
+            Err(Trouble::Again(Cause::Session(error))) => return Err(error.into()),
+            Err(Trouble::Again(Cause::Grant(error))) => return Err(error.into()),
+        };
+        self.add_connection(link, state, queue_pair, ticket)
+    }
+
+    fn add_connection(
+        &mut self,
+        link: &Arc<NodeLink>,
+        state: LinkState,
+        queue_pair: Option<Box<dyn QueuePair>>,
+        ticket: Option<Ticket>,
+    ) -> Result<(), LaneError> {
+        let memory = match state {
+            LinkState::Lost => None,
+            LinkState::Up | LinkState::Away => Some(self.frames.registered(&*link.transport)?),
+        };
+        let shared = self
+            .shared
+            .options
+            .domain
+            .shared_with(&link.record.entry.domain);
+        self.queue
+            .add_link(state, shared >= placement::Shared::Zone);
+        self.connections.push(Connection {
+            link: Arc::clone(link),
+            queue_pair,
+            ticket,
+            memory,
+        });
+        if state == LinkState::Away {
+            self.redial(link.index, None);
+        }
+        Ok(())
+    }
+
+    /// Homes have changed, or nodes: goes by the newest.
+    fn adopt(&mut self) {
+        let snapshot = self.shared.published.newest();
+        for index in self.connections.len()..snapshot.links.len() {
+            let link = &snapshot.links[index];
+            let watch = snapshot
+                .watches
+                .as_ref()
+                .map(|watches| watches[index].clone());
+            self.redial.add(link, watch);
+            let state = match link.is_lost() {
+                true => LinkState::Lost,
+                false => LinkState::Away,
+            };
+            if let Err(error) = self.add_connection(link, state, None, None) {
+                tracing::error!(
+                    node = %link.record.entry.name,
+                    error = &error as &dyn std::error::Error,
+                    "a memory node cannot be used from here"
+                );
+                link.give_up(Death::Refuses);
+                // A lost node needs no memory registered.
+                let _ = self.add_connection(link, LinkState::Lost, None, None);
+            }
+        }
+        self.queue.adopt(snapshot.homes);
+        for node in 0..self.connections.len() as u16 {
+            // Lost for one lane is lost for all.
+            if self.connections[usize::from(node)].link.is_lost() {
+                self.hand_over(node);
+            }
+        }
+        self.hear();
+    }
+
+    /// Says which homes all work that is under way knows of.
+    fn hear(&self) {
+        let oldest = self.queue.oldest_version();
+        if self.post.heard() != oldest {
+            self.post.hear(oldest);
+        }
+    }
+
+    fn adopt_if_changed(&mut self) {
+        if self.shared.published.version() != self.queue.version() {
+            self.adopt();
+        }
     }
 
     /// Takes completions from one queue pair; if it broke, hands it over to be replaced.
-    fn collect(&mut self, node: u16) {
-        let Some(connection) = &mut self.connections[usize::from(node)] else {
-            return;
-        };
-        let Some(queue_pair) = &mut connection.queue_pair else {
+    fn collect(&mut self, node: u16, now_us: u64) {
+        let Some(queue_pair) = &mut self.connections[usize::from(node)].queue_pair else {
             return;
         };
         let mut broken = false;
@@ -117,7 +250,7 @@ impl Lane {
             let count = queue_pair.poll(&mut self.completions);
             for completion in &self.completions {
                 let result = completion.result.map_err(|error| error.kind);
-                broken |= self.queue.completed(node, completion.id, result);
+                broken |= self.queue.completed(node, completion.id, result, now_us);
             }
             if count == 0 {
                 broken |= queue_pair.broken().is_some();
@@ -132,34 +265,55 @@ impl Lane {
     }
 
     fn hand_over(&mut self, node: u16) {
-        if let Some(connection) = &mut self.connections[usize::from(node)]
-            && let Some(broken) = connection.queue_pair.take()
-        {
-            self.queue.away(node);
-            let now_ms = self.shared.clock.now_ms();
-            let job = Job::new(
-                broken,
-                Arc::clone(&self.frames),
-                connection.ticket,
-                self.config,
-                now_ms,
-                self.deadline_ms,
-            );
-            self.redial.start(node, job);
+        let Some(broken) = self.connections[usize::from(node)].queue_pair.take() else {
+            return;
+        };
+        self.queue.away(node);
+        if !self.queue.is_replicated() {
+            self.redial(node, Some(broken));
+            return;
         }
+        // When it is gone it touches no frame, and other replicas are asked at once.
+        drop(broken);
+        let now_ms = self.shared.options.clock.now_ms();
+        if self.queue.quiet(node, now_ms) {
+            self.connections[usize::from(node)]
+                .link
+                .give_up(Death::Refuses);
+        }
+        self.redial(node, None);
     }
 
-    fn take_back(&mut self) {
+    /// Has the queue pair to a node replaced.
+    fn redial(&mut self, node: u16, broken: Option<Box<dyn QueuePair>>) {
+        let job = Job::new(
+            broken,
+            Arc::clone(&self.frames),
+            self.connections[usize::from(node)].ticket,
+            self.config,
+            self.shared.options.clock.now_ms(),
+            self.deadline_ms,
+        );
+        self.redial.start(node, job);
+    }
+
+    fn take_back(&mut self, now_us: u64) {
         while let Some((node, outcome)) = self.redial.finished() {
             match outcome {
                 Outcome::Up(queue_pair, ticket) => {
                     self.shared.counters.reconnected();
-                    if let Some(connection) = &mut self.connections[usize::from(node)] {
-                        connection.queue_pair = Some(queue_pair);
-                        connection.ticket = ticket;
+                    let connection = &mut self.connections[usize::from(node)];
+                    connection.queue_pair = Some(queue_pair);
+                    connection.ticket = Some(ticket);
+                    let now_ms = self.shared.options.clock.now_ms();
+                    if self.queue.up(node, now_ms) {
+                        connection.link.give_up(Death::Refuses);
                     }
-                    self.queue.up(node, self.shared.clock.now_ms());
-                    self.post(node);
+                    if connection.link.is_lost() {
+                        self.hand_over(node);
+                    } else {
+                        self.post(node, now_us);
+                    }
                 }
                 Outcome::Lost => self.queue.lost(node),
                 Outcome::Fenced => self.queue.lost_by_fence(node),
@@ -168,18 +322,17 @@ impl Lane {
     }
 
     /// Posts what waits for `node`, as far as there is room.
-    fn post(&mut self, node: u16) {
-        let Some(connection) = &mut self.connections[usize::from(node)] else {
-            return;
-        };
-        let Some(queue_pair) = &mut connection.queue_pair else {
+    fn post(&mut self, node: u16, now_us: u64) {
+        let connection = &mut self.connections[usize::from(node)];
+        let (Some(queue_pair), Some(memory)) = (&mut connection.queue_pair, &connection.memory)
+        else {
             return;
         };
         let room = queue_pair.free_slots();
         self.chain.clear();
         let sliced = self
             .queue
-            .chain(node, room, &connection.memory, &mut self.chain);
+            .chain(node, room, memory, &mut self.chain, now_us);
         debug_assert!(
             sliced.is_ok(),
             "frames are checked when a request is queued"
@@ -193,39 +346,68 @@ impl Lane {
             Err(PostError::Broken { .. } | PostError::Invalid { .. }) => {
                 // Not posted; it goes out on the next queue pair, or is given up with the node.
                 self.queue.not_taken(node, self.chain.len());
-                self.collect(node);
+                self.collect(node, now_us);
                 self.hand_over(node);
             }
         }
     }
 
-    fn post_all(&mut self) {
-        for node in 0..self.connections.len() as u16 {
-            if self.queue.state(node) == LinkState::Up && self.queue.has_waiting(node) {
-                self.post(node);
+    fn post_all(&mut self, now_us: u64) {
+        // A queue pair that breaks gives its reads to others: these get a turn, too.
+        for _ in 0..2 {
+            for node in 0..self.connections.len() as u16 {
+                if self.queue.state(node) == LinkState::Up && self.queue.has_waiting(node) {
+                    self.post(node, now_us);
+                }
             }
+            if !self.queue.is_replicated() {
+                break;
+            }
+        }
+    }
+
+    /// The time, where it is used.
+    fn now_us(&self) -> u64 {
+        match self.queue.is_replicated() {
+            true => self.shared.options.clock.now_us(),
+            false => 0,
         }
     }
 }
 
-type Connected = (Box<dyn QueuePair>, Ticket);
+impl Timer {
+    fn new() -> nix::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let descriptor = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        Ok(Self {
+            descriptor,
+            set_us: None,
+        })
+    }
 
-/// A queue pair to a node, or none if the node does not count any more.
-fn connect(link: &NodeLink, config: &QueuePairConfig) -> Result<Option<Connected>, LaneError> {
-    let mut ticket = None;
-    match (link.connect(&mut ticket, config), ticket) {
-        (Ok(queue_pair), Some(ticket)) => Ok(Some((queue_pair, ticket))),
-        (Ok(_), None) => Ok(None),
-        (Err(Trouble::Dead(death)), _) => {
-            link.give_up(death);
-            Ok(None)
+    /// Makes the descriptor readable at `at_us`, or soon after.
+    fn set(&mut self, at_us: u64, now_us: u64) {
+        if self.set_us.is_some_and(|set| set <= at_us && set > now_us) {
+            return;
         }
-        (Err(Trouble::Fenced), _) => {
-            link.fence();
-            Err(LaneError::Fenced)
+        let left = Duration::from_micros(at_us.saturating_sub(now_us)).max(LEAST_SLEEP);
+        let once = Expiration::OneShot(TimeSpec::from_duration(left));
+        // Fails for times that cannot be only.
+        if self
+            .descriptor
+            .set(once, TimerSetTimeFlags::empty())
+            .is_ok()
+        {
+            self.set_us = Some(now_us + left.as_micros() as u64);
         }
-        (Err(Trouble::Again(Cause::Connect(error))), _) => Err(error.into()),
-        (Err(Trouble::Again(Cause::Session(error))), _) => Err(error.into()),
+    }
+
+    /// Makes the descriptor unreadable, if it has fired.
+    fn silence(&mut self, now_us: u64) {
+        if self.set_us.is_some_and(|set| set <= now_us) {
+            let _ = self.descriptor.unset();
+            self.set_us = None;
+        }
     }
 }
 
@@ -239,38 +421,65 @@ impl PageLane for Lane {
     }
 
     fn queue(&mut self, request: PageRequest) -> Result<(), LaneFull> {
+        self.adopt_if_changed();
         self.queue.queue(request)
     }
 
     fn ring(&mut self) {
-        self.post_all();
+        self.post_all(self.now_us());
     }
 
     fn poll(&mut self, into: &mut Vec<PageDone>) -> usize {
         if !self.queue.is_fenced() && self.shared.is_fenced() {
             self.queue.fence();
         }
-        for node in 0..self.connections.len() as u16 {
-            self.collect(node);
+        if self.shared.losses.any() && !self.shared.options.watched {
+            // In simulated time there is no keeper.
+            self.shared.tend();
         }
-        self.take_back();
-        self.post_all();
+        self.adopt_if_changed();
+        let now_us = self.now_us();
+        for node in 0..self.connections.len() as u16 {
+            self.collect(node, now_us);
+        }
+        self.take_back(now_us);
+        self.queue.ask_twice(now_us);
+        if let Some(timer) = &mut self.timer {
+            timer.silence(now_us);
+        }
+        self.post_all(now_us);
+        if self.post.was_rung() {
+            self.redial.silence();
+        }
+        if self.post.heard() != self.queue.version() {
+            self.hear();
+        }
         let moved = self.queue.take_moved();
         self.shared.counters.add(moved);
-        self.queue.take_done(into)
+        let frames = self.frames.mapping();
+        self.queue.take_done(into, |from, to| {
+            let copied = frames.copy_within(from, to, PAGE_BYTES);
+            debug_assert!(copied.is_ok(), "both are frames of the lane");
+        })
     }
 
     fn arm(&mut self) -> Armed {
         let fenced = !self.queue.is_fenced() && self.shared.is_fenced();
-        if fenced || self.queue.has_done() || self.redial.has_finished() {
+        let changed = self.shared.published.version() != self.queue.version();
+        if fenced || changed || self.queue.has_done() || self.redial.has_finished() {
             return Armed::Ready;
         }
-        for connection in self.connections.iter_mut().flatten() {
+        for connection in &mut self.connections {
             if let Some(queue_pair) = &mut connection.queue_pair
                 && queue_pair.arm() == Armed::Ready
             {
                 return Armed::Ready;
             }
+        }
+        if let Some(timer) = &mut self.timer
+            && let Some(look_us) = self.queue.look_us()
+        {
+            timer.set(look_us, self.shared.options.clock.now_us());
         }
         Armed::Waiting
     }
@@ -279,7 +488,10 @@ impl PageLane for Lane {
         if let Some(bell) = self.redial.bell() {
             each(bell.as_fd());
         }
-        for connection in self.connections.iter().flatten() {
+        if let Some(timer) = &self.timer {
+            each(timer.descriptor.as_fd());
+        }
+        for connection in &self.connections {
             if let Some(readiness) = connection.queue_pair.as_ref().and_then(|qp| qp.readiness()) {
                 each(readiness);
             }
@@ -297,14 +509,10 @@ impl Drop for Lane {
         }
         for (node, connection) in self.connections.iter_mut().enumerate() {
             // One that is being replaced is the watch thread's to end.
-            if let Some(Connection {
-                queue_pair: queue_pair @ Some(_),
-                ticket,
-                ..
-            }) = connection
+            if connection.queue_pair.take().is_some()
+                && let Some(ticket) = connection.ticket
             {
-                *queue_pair = None;
-                self.redial.dismiss(node as u16, *ticket);
+                self.redial.dismiss(node as u16, ticket);
             }
         }
     }

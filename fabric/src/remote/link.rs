@@ -13,22 +13,27 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::changes::Losses;
 use super::directory::NodeRecord;
+use crate::authority::{AuthorityError, RegionAuthority, grant_for};
 use crate::session::{Dial, Identity, Session, SessionError};
 use crate::transport::{ConnectError, QueuePair, QueuePairConfig, Ticket, Transport};
+use crate::units::{ByteCount, ExtentIndex};
 use crate::wire::Refusal;
-use crate::wire::control::Alive;
+use crate::wire::control::{Alive, Grant};
 
+/// Not lost; else it is a [`Death`].
 const LIVE: u8 = 0;
-const LOST: u8 = 1;
 
 /// Why a node's pages are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Death {
-    NobodyListens,
+    NobodyListens = 1,
     StartedAgain,
     RegionGone,
     NoAnswer,
+    Refuses,
     Released,
 }
 
@@ -39,6 +44,7 @@ impl std::fmt::Display for Death {
             Self::StartedAgain => "it was started again, and its memory is new",
             Self::RegionGone => "it no longer holds the region",
             Self::NoAnswer => "it did not answer in time",
+            Self::Refuses => "it does not do what is asked",
             Self::Released => "the region was released",
         })
     }
@@ -60,6 +66,7 @@ pub(super) enum Trouble {
 pub(super) enum Cause {
     Session(SessionError),
     Connect(ConnectError),
+    Grant(AuthorityError),
 }
 
 /// What a link is made of.
@@ -70,12 +77,13 @@ pub(super) struct LinkParts {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) dial: Arc<dyn Dial>,
     pub(super) identity: Identity,
-    /// `None`: the node is lost already.
-    pub(super) session: Option<Session>,
+    pub(super) authority: Arc<dyn RegionAuthority>,
+    /// Or why the node is lost already.
+    pub(super) session: Result<Session, Death>,
     /// Shared by all nodes of the region.
     pub(super) fenced: Arc<AtomicBool>,
-    /// How many of the region's extents it holds.
-    pub(super) extents: usize,
+    /// Told when the node is lost.
+    pub(super) losses: Arc<Losses>,
 }
 
 /// See the module.
@@ -84,31 +92,51 @@ pub(super) struct NodeLink {
     pub(super) record: NodeRecord,
     pub(super) transport: Arc<dyn Transport>,
     identity: Identity,
+    authority: Arc<dyn RegionAuthority>,
     dial: Arc<dyn Dial>,
     session: Mutex<Option<Session>>,
     state: AtomicU8,
     fenced: Arc<AtomicBool>,
-    extents: usize,
+    losses: Arc<Losses>,
 }
 
 impl NodeLink {
     pub(super) fn new(parts: LinkParts) -> Self {
-        let state = if parts.session.is_some() { LIVE } else { LOST };
+        let state = match &parts.session {
+            Ok(_) => LIVE,
+            Err(death) => *death as u8,
+        };
         Self {
             index: parts.index,
             record: parts.record,
             transport: parts.transport,
             identity: parts.identity,
+            authority: parts.authority,
             dial: parts.dial,
-            session: Mutex::new(parts.session),
+            session: Mutex::new(parts.session.ok()),
             state: AtomicU8::new(state),
             fenced: parts.fenced,
-            extents: parts.extents,
+            losses: parts.losses,
         }
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.state.load(Ordering::Acquire) == LOST
+        self.state.load(Ordering::Acquire) != LIVE
+    }
+
+    /// Why it is lost.
+    pub(super) fn death(&self) -> Option<Death> {
+        let state = self.state.load(Ordering::Acquire);
+        let mut deaths = [
+            Death::NobodyListens,
+            Death::StartedAgain,
+            Death::RegionGone,
+            Death::NoAnswer,
+            Death::Refuses,
+            Death::Released,
+        ]
+        .into_iter();
+        deaths.find(|death| *death as u8 == state)
     }
 
     pub(super) fn is_fenced(&self) -> bool {
@@ -117,14 +145,17 @@ impl NodeLink {
 
     /// Gives the node up, and says so once.
     pub(super) fn give_up(&self, death: Death) {
-        if self.state.swap(LOST, Ordering::AcqRel) == LIVE && death != Death::Released {
+        let given_up =
+            self.state
+                .compare_exchange(LIVE, death as u8, Ordering::AcqRel, Ordering::Acquire);
+        if given_up.is_ok() && death != Death::Released {
             tracing::error!(
                 node = %self.record.entry.name,
                 region = %self.identity.region,
-                extents = self.extents,
                 reason = %death,
-                "a memory node is lost, and with it the pages that it held"
+                "a memory node is lost, and with it all replicas that it held"
             );
+            self.losses.one_more();
         }
     }
 
@@ -182,7 +213,12 @@ impl NodeLink {
 
     fn open(&self) -> Result<Session, Trouble> {
         let channel = self.dial.dial(self.record.entry.control).map_err(judge)?;
-        let session = Session::open(channel, self.identity, false).map_err(judge)?;
+        let grant =
+            grant_for(&*self.authority, &self.record.entry.name).map_err(|error| match error {
+                AuthorityError::EpochTooLow { .. } => Trouble::Fenced,
+                error => Trouble::Again(Cause::Grant(error)),
+            })?;
+        let session = Session::open_granted(channel, self.identity, false, grant).map_err(judge)?;
         if session.welcome().incarnation == self.record.incarnation {
             Ok(session)
         } else {
@@ -202,19 +238,31 @@ impl NodeLink {
         ticket: &mut Option<Ticket>,
         config: &QueuePairConfig,
     ) -> Result<Box<dyn QueuePair>, Trouble> {
+        let given = self.ticket(*ticket)?;
+        *ticket = Some(given);
+        self.connect_with(&given, config)
+    }
+
+    /// The right to connect a queue pair, in the place of one that broke.
+    pub(super) fn ticket(&self, replaces: Option<Ticket>) -> Result<Ticket, Trouble> {
         if self.is_fenced() {
             return Err(Trouble::Fenced);
         }
         if self.is_lost() {
             return Err(Trouble::Dead(Death::NoAnswer));
         }
-        let (given, data) = self.with_session(|session| {
-            let given = session.ticket(*ticket)?;
-            Ok((given, session.welcome().data))
-        })?;
-        *ticket = Some(given);
+        self.with_session(|session| session.ticket(replaces))
+    }
+
+    /// Connects a queue pair with a ticket that was not used yet.
+    pub(super) fn connect_with(
+        &self,
+        ticket: &Ticket,
+        config: &QueuePairConfig,
+    ) -> Result<Box<dyn QueuePair>, Trouble> {
+        let data = self.with_session(|session| Ok(session.welcome().data))?;
         self.transport
-            .connect(data, &given, config)
+            .connect(data, ticket, config)
             .map_err(|error| Trouble::Again(Cause::Connect(error)))
     }
 
@@ -223,6 +271,35 @@ impl NodeLink {
         if !self.is_lost() && !self.is_fenced() {
             // If the node cannot be told now, its ticket goes with the region.
             let _ = self.with_session(|session| session.dismiss(ticket));
+        }
+    }
+
+    /// Memory for one extent.
+    pub(super) fn allocate(
+        &self,
+        extent_bytes: ByteCount,
+        extent: ExtentIndex,
+    ) -> Result<Grant, Trouble> {
+        let grants = self
+            .with_session(|session| session.allocate(extent_bytes, &[extent]))
+            .inspect_err(|trouble| {
+                if let Trouble::Dead(death) = trouble {
+                    self.give_up(*death);
+                }
+            })?;
+        // As many as were asked for: the session has seen to that.
+        grants
+            .into_iter()
+            .next()
+            .ok_or(Trouble::Dead(Death::RegionGone))
+    }
+
+    /// Gives the memory of an extent back, if the node still has it.
+    pub(super) fn free(&self, extent: ExtentIndex) {
+        let has = matches!(self.death(), None | Some(Death::NoAnswer | Death::Refuses));
+        if has && !self.is_fenced() {
+            // What cannot be given back now goes with the region.
+            let _ = self.with_session(|session| session.free(&[extent]));
         }
     }
 

@@ -3,36 +3,46 @@
 //! ```text
 //!   Remote (shared)                                    Lane (one thread's own)
 //!     directory  what a successor needs                  queue  pure: parts, chains, answers
-//!     homes      extent -> node, address, key            a queue pair and a ticket a node
-//!     links      a session a node: live, lost, fenced    redial: broken queue pairs out, new ones in
-//!        ^                                                   |            ^
-//!        +---- watch threads, one a node: signs of life <----+---- jobs --+
+//!     published  homes: extent -> nodes, addresses       a queue pair and a ticket a node
+//!                links: a session a node                 redial: broken queue pairs out, new ones in
+//!        ^  ^                                                |            ^
+//!        |  +-- watch threads, one a node: signs of life <---+---- jobs --+
+//!        +----- keeper thread: what lost nodes had is marked stale; changes: replicas come and go
 //! ```
 //!
-//! `queue`, `homes` and `directory` are pure. A page's way is lane -> queue pair -> node and back; no
+//! `queue`, `homes`, `copy` and `directory` are pure. A page's way is lane -> queue pair -> node and back; no
 //! other thread, no lock and no allocation is on it. Everything that blocks (dialing, connecting,
 //! dropping a broken queue pair) is done by the watch thread of the node concerned.
 
 mod assemble;
 mod bell;
+mod changes;
 mod clock;
+mod copy;
 mod create;
 mod directory;
+mod endpoint;
 mod frames;
 mod homes;
+mod keeper;
 mod lane;
 mod link;
+mod published;
 mod queue;
 mod redial;
 mod region;
 mod reopen;
 mod transports;
+mod waits;
 mod watch;
 
 pub use assemble::RemoteOptions;
+pub use changes::{ChangeError, Replica, ReplicaState};
 pub use clock::{Clock, SystemClock};
+pub use copy::{CopyRun, CopyStep, ExtentCopy};
 pub use create::{CreateError, Room};
 pub use directory::{DirectoryError, SizeError};
+pub use endpoint::Source;
 
 pub use region::Remote;
 pub use reopen::ReopenError;

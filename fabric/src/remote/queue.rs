@@ -1,10 +1,15 @@
 //! The bookkeeping of a lane. Pure: requests in, chains of work out, completions in, answers out.
 //!
 //! ```text
-//!   PageRequest --cut at extents, copied to replicas--> parts --> waiting --chain--> posted --+
-//!        ^                                                  ^                                 |
-//!        | answered once, when its last part is settled     +---- again, the link broke ------+
-//!        +--------------------------------- done, lost, fenced -------------------------------+
+//!   PageRequest --cut at extents; a write to all replicas, a read to the nearest--> parts
+//!      parts --> waiting --chain--> posted --done--> the request is answered with its last part
+//!        ^         |                  |
+//!        |         |                  +-- slow: a second part to another replica; the first wins
+//!        |         |                  +-- its queue pair broke --+
+//!        |         |                                             |
+//!        +---------+-- a read: on to another replica <-----------+
+//!        +---------+-- a write: again, when there is a new queue pair;
+//!                      on a node that was given up: held, until its replica does not count any more
 //!
 //!   a link (a queue pair to one node):   Up --broke--> Away --connected again--> Up
 //!                                                        '----given up---------> Lost
@@ -14,20 +19,36 @@
 //! before it. When a queue pair breaks, what it had posted stays posted until somebody says that it is
 //! gone for good and touches no frame any more; only then are its parts tried again or given up.
 //! Reads and writes of pages are idempotent, so whatever is uncertain is simply done again.
+//!
+//! A read that may be asked for twice lands in a frame of the lane's own, and so does the second one: the
+//! loser may still be under way when the request has been answered, and must touch no frame but its own.
+//!
+//! `requests` begins and answers, `reads` chooses replicas, `failures` is what follows when one is gone.
+
+mod failures;
+mod latency;
+mod reads;
+mod requests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::homes::{Homes, Location};
-use crate::pages::{Direction, LaneFull, MAX_RUN_PAGES, PageDone, PageError, PageRequest};
+use self::latency::{Average, Tail};
+use self::requests::Tracked;
+use super::homes::Homes;
+use crate::pages::{Direction, MAX_RUN_PAGES, NodeSet, PageError, PageRequest};
 use crate::transport::{
     ErrorKind, LocalMemory, Operation, OutOfBounds, RemoteSlice, WorkId, WorkRequest,
 };
-use crate::units::{PAGE_BYTES, PageCount};
+use crate::units::{ExtentIndex, PAGE_BYTES, PageCount};
 
 /// Of writes that go out in one chain, one in so many is signaled, and the last. Writes are eviction,
 /// whose frames are not waited for one by one. Reads are faults: each is signaled.
 const SIGNAL_EVERY: usize = 8;
+/// Frames of a lane in which reads land that may be asked for twice. They lie behind the owner's frames.
+pub(super) const LANDINGS: u32 = 64;
+/// No slot, part or landing.
+const NONE: u32 = u32::MAX;
 
 /// What has been moved since it was last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +57,10 @@ pub(super) struct Moved {
     pub(super) bytes_written: u64,
     pub(super) reads: u64,
     pub(super) writes: u64,
+    pub(super) failovers: u64,
+    pub(super) hedges_won: u64,
+    pub(super) hedges_lost: u64,
+    pub(super) repairs: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +73,35 @@ pub(super) enum LinkState {
     Lost,
 }
 
+/// What a lane is to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueConfig {
+    pub(super) pages: PageCount,
+    /// The owner's frames.
+    pub(super) frames: u32,
+    /// Most requests in flight.
+    pub(super) requests: u32,
+    pub(super) deadline_ms: u64,
+    /// Whether extents are meant to have several replicas: reads are measured, and may be sent twice.
+    pub(super) replicated: bool,
+}
+
 #[derive(Debug)]
 struct Link {
     state: LinkState,
     waiting: VecDeque<u32>,
     posted: VecDeque<u32>,
+    average: Average,
+    /// In the zone of the owner, as far as that is known.
+    near: bool,
+}
+
+/// From which node a request was served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    Nobody,
+    One(u16),
+    Several,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -60,28 +109,49 @@ struct Slot {
     request: PageRequest,
     parts: u16,
     error: Option<PageError>,
+    served: Served,
+    /// The page is in this landing, and has to be copied.
+    landing: u32,
+    /// Some of its pages are followed by a tracker.
+    tracked: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Part {
+    /// [`NONE`]: nobody waits for it any more.
     slot: u32,
+    direction: Direction,
     node: u16,
+    extent: ExtentIndex,
+    /// Bytes from the extent's start.
+    offset: u64,
     /// Bytes from the start of the frames.
     local: usize,
     bytes: usize,
     remote: RemoteSlice,
+    /// It is for this replica and no other.
+    only: bool,
+    /// [`NONE`], or the landing that it reads into.
+    landing: u32,
+    /// [`NONE`], or the other part that was sent for the same page.
+    twin: u32,
+    /// It is the second one.
+    second: bool,
     posted: bool,
+    posted_us: u64,
+    /// Of the homes that it was made by.
+    version: u64,
+    /// Nodes that it was tried on in vain.
+    tried: NodeSet,
     failed: Option<ErrorKind>,
     failing_since_ms: Option<u64>,
 }
 
-/// See the module. After it is made it allocates nothing.
+/// See the module. After it is made it allocates nothing, save when a node is added.
 #[derive(Debug)]
 pub(super) struct LaneQueue {
     homes: Arc<Homes>,
-    pages: PageCount,
-    frames: u32,
-    deadline_ms: u64,
+    config: QueueConfig,
     slots: Vec<Option<Slot>>,
     free_slots: Vec<u32>,
     parts: Vec<Option<Part>>,
@@ -91,40 +161,52 @@ pub(super) struct LaneQueue {
     done: VecDeque<u32>,
     fenced: bool,
     moved: Moved,
+    /// Which part has which landing; [`NONE`]: it is free, [`NONE`] - 1: it waits to be copied.
+    landings: Vec<u32>,
+    free_landings: Vec<u32>,
+    tail: Tail,
+    /// When the next read has to be looked at, whether another replica is to be asked.
+    look_us: u64,
+    /// Requests that touch an extent that is being copied.
+    tracked: Vec<Tracked>,
 }
 
 impl LaneQueue {
-    /// A lane of `frames` frames with at most `requests` requests in flight; all its links are up.
-    pub(super) fn new(
-        homes: Arc<Homes>,
-        pages: PageCount,
-        nodes: usize,
-        frames: u32,
-        requests: u32,
-        deadline_ms: u64,
-    ) -> Self {
-        let slots = requests as usize;
-        let parts = slots * homes.most_parts(MAX_RUN_PAGES);
+    /// A lane without links.
+    pub(super) fn new(homes: Arc<Homes>, config: QueueConfig) -> Self {
+        let slots = config.requests as usize;
+        let landings = if config.replicated { LANDINGS } else { 0 };
+        let parts = slots * homes.most_parts(MAX_RUN_PAGES) + landings as usize;
+        let tracked = slots * homes.most_pieces(MAX_RUN_PAGES);
         let indexes = |count: usize| (0..count as u32).rev().collect::<Vec<_>>();
-        let link = || Link {
-            state: LinkState::Up,
-            waiting: VecDeque::with_capacity(parts),
-            posted: VecDeque::with_capacity(parts),
-        };
         Self {
             homes,
-            pages,
-            frames,
-            deadline_ms,
+            config,
             slots: vec![None; slots],
             free_slots: indexes(slots),
             parts: vec![None; parts],
             free_parts: indexes(parts),
-            links: std::iter::repeat_with(link).take(nodes).collect(),
+            links: Vec::new(),
             done: VecDeque::with_capacity(slots),
             fenced: false,
             moved: Moved::default(),
+            landings: vec![NONE; landings as usize],
+            free_landings: indexes(landings as usize),
+            tail: Tail::new(),
+            look_us: u64::MAX,
+            tracked: Vec::with_capacity(tracked),
         }
+    }
+
+    /// One more node. Allocates.
+    pub(super) fn add_link(&mut self, state: LinkState, near: bool) {
+        self.links.push(Link {
+            state,
+            waiting: VecDeque::with_capacity(self.parts.len()),
+            posted: VecDeque::with_capacity(self.parts.len()),
+            average: Average::default(),
+            near,
+        });
     }
 
     pub(super) fn free_slots(&self) -> usize {
@@ -139,6 +221,10 @@ impl LaneQueue {
         self.fenced
     }
 
+    pub(super) fn is_replicated(&self) -> bool {
+        self.config.replicated
+    }
+
     pub(super) fn has_waiting(&self, node: u16) -> bool {
         !self.links[usize::from(node)].waiting.is_empty()
     }
@@ -147,125 +233,67 @@ impl LaneQueue {
         !self.done.is_empty()
     }
 
+    /// The homes that requests are made by.
+    pub(super) fn version(&self) -> u64 {
+        self.homes.version()
+    }
+
+    /// All parts that there are were made by these homes, or later ones.
+    pub(super) fn oldest_version(&self) -> u64 {
+        let parts = self.parts.iter().flatten();
+        // One that nobody waits for and that is not posted does nothing any more.
+        let parts = parts.filter(|part| part.posted || part.slot != NONE);
+        let oldest = parts.map(|part| part.version).min();
+        oldest.unwrap_or_else(|| self.homes.version())
+    }
+
     /// What was moved since the last call.
     pub(super) fn take_moved(&mut self) -> Moved {
         std::mem::take(&mut self.moved)
     }
 
-    /// Takes a request. Pages outside of the region and frames outside of the lane are a bug of the
-    /// caller that would end in another region's memory, so they are not survived.
-    pub(super) fn queue(&mut self, request: PageRequest) -> Result<(), LaneFull> {
-        let run = u32::from(request.run);
-        let inside =
-            |first: u32, count: u32| first.checked_add(run).is_some_and(|end| end <= count);
-        assert!(
-            (1..=MAX_RUN_PAGES).contains(&request.run)
-                && inside(request.page.get(), self.pages.get())
-                && inside(request.frame.0, self.frames),
-            "a page request outside of its region or lane: {request:?}"
-        );
-        let slot = self.free_slots.pop().ok_or(LaneFull)?;
-        self.slots[slot as usize] = Some(Slot {
-            request,
-            // One more than there are parts, until all are made.
-            parts: 1,
-            error: None,
-        });
-        if self.fenced {
-            self.settle_one(slot, Err(PageError::Fenced));
-            return Ok(());
-        }
-        let homes = Arc::clone(&self.homes);
-        for piece in homes.pieces(request.page, request.run) {
-            let copies = homes.of(piece.extent);
-            let local = (request.frame.0 as usize + usize::from(piece.skipped)) * PAGE_BYTES;
-            let bytes = usize::from(piece.pages) * PAGE_BYTES;
-            let mut add = |location: &Location| {
-                self.add_part(slot, location.node, local, bytes, location.at(piece.offset));
-            };
-            match request.direction {
-                Direction::Write => copies.iter().for_each(add),
-                Direction::Read => add(&copies[0]),
-            }
-        }
-        self.settle_one(slot, Ok(()));
-        Ok(())
-    }
-
-    fn add_part(&mut self, slot: u32, node: u16, local: usize, bytes: usize, remote: RemoteSlice) {
-        let link = &mut self.links[usize::from(node)];
-        if let Some(slot) = &mut self.slots[slot as usize] {
-            slot.parts += 1;
-        }
-        if link.state == LinkState::Lost {
-            self.settle_one(slot, Err(PageError::Lost { node }));
-            return;
-        }
-        let Some(part) = self.free_parts.pop() else {
-            unreachable!("there are parts for every slot's longest run")
-        };
-        self.parts[part as usize] = Some(Part {
-            slot,
-            node,
-            local,
-            bytes,
-            remote,
-            posted: false,
-            failed: None,
-            failing_since_ms: None,
-        });
-        link.waiting.push_back(part);
-    }
-
-    /// One part of the request is settled.
-    fn settle_one(&mut self, slot: u32, result: Result<(), PageError>) {
-        let Some(state) = &mut self.slots[slot as usize] else {
-            unreachable!("a part outlives its request")
-        };
-        if let Err(error) = result {
-            // That the owner was fenced says more than that a node is lost.
-            if state.error.is_none() || error == PageError::Fenced {
-                state.error = Some(error);
-            }
-        }
-        state.parts -= 1;
-        if state.parts == 0 {
-            self.done.push_back(slot);
+    fn part(&mut self, index: u32) -> &mut Part {
+        match &mut self.parts[index as usize] {
+            Some(part) => part,
+            None => unreachable!("a part that is settled is used"),
         }
     }
 
-    fn settle_part(&mut self, part: u32, result: Result<(), PageError>) {
-        let Some(settled) = self.parts[part as usize].take() else {
-            unreachable!("a part is settled twice")
-        };
-        self.free_parts.push(part);
-        self.settle_one(settled.slot, result);
+    fn link(&mut self, node: u16) -> &mut Link {
+        &mut self.links[usize::from(node)]
     }
 
     /// Moves up to `room` waiting parts of `node` into `chain`, which they fit; they count as posted.
+    /// `now_us` counts where the queue is replicated.
     pub(super) fn chain(
         &mut self,
         node: u16,
         room: usize,
         memory: &LocalMemory,
         chain: &mut Vec<WorkRequest>,
+        now_us: u64,
     ) -> Result<(), OutOfBounds> {
-        let link = &mut self.links[usize::from(node)];
         let room = room.min(chain.capacity() - chain.len());
-        let count = link.waiting.len().min(room);
-        for nth in 0..count {
-            let Some(index) = link.waiting.pop_front() else {
+        let before = chain.len();
+        let mut look_us = self.look_us;
+        let delay_us = self.tail.delay_us();
+        while chain.len() - before < room {
+            let Some(index) = self.link(node).waiting.pop_front() else {
                 break;
             };
-            let Some(part) = &mut self.parts[index as usize] else {
-                unreachable!("a settled part waits")
-            };
+            let part = self.part(index);
+            if part.slot == NONE {
+                self.free_part(index);
+                continue;
+            }
             part.posted = true;
-            let Some(slot) = &self.slots[part.slot as usize] else {
-                unreachable!("a part outlives its request")
-            };
+            part.posted_us = now_us;
+            if part.landing != NONE && part.twin == NONE {
+                look_us = look_us.min(now_us.saturating_add(delay_us));
+            }
             let local = memory.slice(part.local, part.bytes)?;
-            let operation = match slot.request.direction {
+            let read = part.direction == Direction::Read;
+            let operation = match part.direction {
                 Direction::Read => Operation::Read {
                     into: local,
                     from: part.remote,
@@ -275,26 +303,29 @@ impl LaneQueue {
                     into: part.remote,
                 },
             };
-            let read = slot.request.direction == Direction::Read;
+            let nth = chain.len() - before;
             chain.push(WorkRequest {
                 id: WorkId(u64::from(index)),
                 operation,
-                signaled: read || nth + 1 == count || nth % SIGNAL_EVERY == SIGNAL_EVERY - 1,
+                signaled: read || nth % SIGNAL_EVERY == SIGNAL_EVERY - 1,
             });
-            link.posted.push_back(index);
+            self.link(node).posted.push_back(index);
         }
+        if chain.len() > before
+            && let Some(last) = chain.last_mut()
+        {
+            last.signaled = true;
+        }
+        self.look_us = look_us;
         Ok(())
     }
 
     /// The last `count` parts that [`Self::chain`] gave were not taken by the queue pair.
     pub(super) fn not_taken(&mut self, node: u16, count: usize) {
-        let link = &mut self.links[usize::from(node)];
         for _ in 0..count {
-            if let Some(index) = link.posted.pop_back() {
-                if let Some(part) = &mut self.parts[index as usize] {
-                    part.posted = false;
-                }
-                link.waiting.push_front(index);
+            if let Some(index) = self.link(node).posted.pop_back() {
+                self.part(index).posted = false;
+                self.link(node).waiting.push_front(index);
             }
         }
     }
@@ -305,6 +336,7 @@ impl LaneQueue {
         node: u16,
         id: WorkId,
         result: Result<(), ErrorKind>,
+        now_us: u64,
     ) -> bool {
         let posted = u32::try_from(id.0).ok().filter(|part| {
             let part = self.parts.get(*part as usize).and_then(Option::as_ref);
@@ -314,13 +346,11 @@ impl LaneQueue {
         // queue pair down is the one answer that cannot harm a page.
         let Some(id) = posted else { return true };
         if let Err(kind) = result {
-            if let Some(part) = &mut self.parts[id as usize] {
-                part.failed = Some(kind);
-            }
+            self.part(id).failed = Some(kind);
             return true;
         }
-        while let Some(part) = self.links[usize::from(node)].posted.pop_front() {
-            self.count(part);
+        while let Some(part) = self.link(node).posted.pop_front() {
+            self.count(part, now_us);
             self.settle_part(part, Ok(()));
             if part == id {
                 break;
@@ -329,111 +359,28 @@ impl LaneQueue {
         false
     }
 
-    fn count(&mut self, part: u32) {
-        if let Some(part) = &self.parts[part as usize]
-            && let Some(slot) = &self.slots[part.slot as usize]
-        {
-            let bytes = part.bytes as u64;
-            match slot.request.direction {
-                Direction::Read => {
-                    self.moved.reads += 1;
-                    self.moved.bytes_read += bytes;
+    fn count(&mut self, index: u32, now_us: u64) {
+        let replicated = self.config.replicated;
+        let part = self.part(index);
+        let (node, bytes, only) = (part.node, part.bytes, part.only);
+        match part.direction {
+            Direction::Read => {
+                // Of runs, the time says more about their length.
+                if replicated && bytes == PAGE_BYTES {
+                    let us = now_us.saturating_sub(part.posted_us);
+                    self.measured(node, us);
                 }
-                Direction::Write => {
-                    self.moved.writes += 1;
-                    self.moved.bytes_written += bytes;
+                self.moved.reads += 1;
+                self.moved.bytes_read += bytes as u64;
+            }
+            Direction::Write => {
+                self.moved.writes += 1;
+                self.moved.bytes_written += bytes as u64;
+                if only {
+                    self.moved.repairs += (bytes / PAGE_BYTES) as u64;
                 }
             }
         }
-    }
-
-    /// The queue pair is being replaced. What it had posted is not touched yet.
-    pub(super) fn away(&mut self, node: u16) {
-        self.links[usize::from(node)].state = LinkState::Away;
-    }
-
-    /// The former queue pair is no more and there is a new one: what is uncertain is done again, in
-    /// its order and before what came later.
-    pub(super) fn up(&mut self, node: u16, now_ms: u64) {
-        self.links[usize::from(node)].state = LinkState::Up;
-        while let Some(index) = self.links[usize::from(node)].posted.pop_back() {
-            let Some(part) = &mut self.parts[index as usize] else {
-                unreachable!("a settled part is posted")
-            };
-            part.posted = false;
-            let since = *part.failing_since_ms.get_or_insert(now_ms);
-            let given_up = now_ms.saturating_sub(since) >= self.deadline_ms;
-            let hopeless = matches!(
-                part.failed.take(),
-                Some(ErrorKind::RemoteAccess | ErrorKind::LocalProtection)
-            );
-            // A request that is lost already is not worth another try of its other parts.
-            let slot = &self.slots[part.slot as usize];
-            let pointless = slot.as_ref().is_some_and(|slot| slot.error.is_some());
-            if given_up || hopeless || pointless {
-                self.settle_part(index, Err(PageError::Lost { node }));
-            } else {
-                self.links[usize::from(node)].waiting.push_front(index);
-            }
-        }
-    }
-
-    /// The former queue pair is no more, and there will be no other: the node is given up.
-    pub(super) fn lost(&mut self, node: u16) {
-        self.links[usize::from(node)].state = LinkState::Lost;
-        self.settle_all(node, PageError::Lost { node });
-    }
-
-    /// The owner has been fenced. What waits is answered; what is posted is when its queue pair is gone.
-    pub(super) fn fence(&mut self) {
-        self.fenced = true;
-        for node in 0..self.links.len() {
-            while let Some(part) = self.links[node].waiting.pop_front() {
-                self.settle_part(part, Err(PageError::Fenced));
-            }
-        }
-    }
-
-    /// As [`Self::lost`], and [`Self::fence`] too.
-    pub(super) fn lost_by_fence(&mut self, node: u16) {
-        self.fence();
-        self.links[usize::from(node)].state = LinkState::Lost;
-        self.settle_all(node, PageError::Fenced);
-    }
-
-    fn settle_all(&mut self, node: u16, error: PageError) {
-        let node = usize::from(node);
-        while let Some(part) = self.links[node]
-            .posted
-            .pop_front()
-            .or_else(|| self.links[node].waiting.pop_front())
-        {
-            self.settle_part(part, Err(error));
-        }
-    }
-
-    /// Appends answers to `into` up to its capacity; returns how many.
-    pub(super) fn take_done(&mut self, into: &mut Vec<PageDone>) -> usize {
-        let before = into.len();
-        while into.len() < into.capacity() {
-            let Some(index) = self.done.pop_front() else {
-                break;
-            };
-            let Some(slot) = self.slots[index as usize].take() else {
-                unreachable!("an answer is taken twice")
-            };
-            self.free_slots.push(index);
-            let request = slot.request;
-            into.push(PageDone {
-                tag: request.tag,
-                direction: request.direction,
-                page: request.page,
-                run: request.run,
-                frame: request.frame,
-                result: slot.error.map_or(Ok(()), Err),
-            });
-        }
-        into.len() - before
     }
 }
 

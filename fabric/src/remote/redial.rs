@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::bell::Bell;
 use super::clock::Clock;
@@ -48,18 +48,19 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// `broken` is dropped first, if there is one; `ticket` is its ticket.
     pub(super) fn new(
-        broken: Box<dyn QueuePair>,
+        broken: Option<Box<dyn QueuePair>>,
         frames: Arc<Frames>,
-        ticket: Ticket,
+        ticket: Option<Ticket>,
         config: QueuePairConfig,
         now_ms: u64,
         deadline_ms: u64,
     ) -> Self {
         Self {
-            broken: Some(broken),
+            broken,
             frames: Some(frames),
-            ticket: Some(ticket),
+            ticket,
             config,
             next_try_ms: now_ms,
             retry_ms: RETRY_FIRST_MS,
@@ -120,8 +121,12 @@ pub(super) trait Redial: Send {
     fn has_finished(&self) -> bool;
     /// The queue pair of `ticket` is no more, and not wanted again.
     fn dismiss(&mut self, node: u16, ticket: Ticket);
+    /// One more node.
+    fn add(&mut self, link: &Arc<NodeLink>, watch: Option<WatchHandle>);
     /// Where to wait for something to be finished.
-    fn bell(&self) -> Option<&Bell>;
+    fn bell(&self) -> Option<&Arc<Bell>>;
+    /// Whatever the bell was rung for has been seen.
+    fn silence(&self);
 }
 
 /// Where a watch thread puts what it has finished.
@@ -148,15 +153,15 @@ pub(super) struct ByWatches {
 }
 
 impl ByWatches {
-    pub(super) fn new(watches: Vec<WatchHandle>) -> nix::Result<Self> {
-        // Each node has at most one job of this lane.
-        let (sender, finished) = bounded(watches.len());
-        let bell = Arc::new(Bell::new()?);
-        Ok(Self {
-            watches,
+    /// `bell` is the lane's.
+    pub(super) fn new(bell: Arc<Bell>) -> Self {
+        // Bounded by the nodes: each has at most one job of this lane.
+        let (sender, finished) = unbounded();
+        Self {
+            watches: Vec::new(),
             mailbox: Mailbox { sender, bell },
             finished,
-        })
+        }
     }
 }
 
@@ -168,11 +173,7 @@ impl Redial for ByWatches {
     fn finished(&mut self) -> Option<(u16, Outcome)> {
         match self.finished.try_recv() {
             Ok(finished) => {
-                self.mailbox.bell.silence();
-                // Silencing may have swallowed the ring for the next one.
-                if !self.finished.is_empty() {
-                    self.mailbox.bell.ring();
-                }
+                self.silence();
                 Some(finished)
             }
             Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
@@ -187,22 +188,34 @@ impl Redial for ByWatches {
         self.watches[usize::from(node)].send(Message::Dismiss(ticket));
     }
 
-    fn bell(&self) -> Option<&Bell> {
+    fn add(&mut self, _link: &Arc<NodeLink>, watch: Option<WatchHandle>) {
+        self.watches.extend(watch);
+    }
+
+    fn bell(&self) -> Option<&Arc<Bell>> {
         Some(&self.mailbox.bell)
+    }
+
+    fn silence(&self) {
+        self.mailbox.bell.silence();
+        // Silencing may have swallowed the ring for something that was finished.
+        if !self.finished.is_empty() {
+            self.mailbox.bell.ring();
+        }
     }
 }
 
 /// Does it itself, when it is asked what has been finished: for simulated time.
 pub(super) struct Inline {
-    links: Arc<[Arc<NodeLink>]>,
+    links: Vec<Arc<NodeLink>>,
     clock: Arc<dyn Clock>,
     jobs: Vec<(u16, Job)>,
 }
 
 impl Inline {
-    pub(super) fn new(links: Arc<[Arc<NodeLink>]>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
-            links,
+            links: Vec::new(),
             clock,
             jobs: Vec::new(),
         }
@@ -234,7 +247,13 @@ impl Redial for Inline {
         self.links[usize::from(node)].dismiss(ticket);
     }
 
-    fn bell(&self) -> Option<&Bell> {
+    fn add(&mut self, link: &Arc<NodeLink>, _watch: Option<WatchHandle>) {
+        self.links.push(Arc::clone(link));
+    }
+
+    fn bell(&self) -> Option<&Arc<Bell>> {
         None
     }
+
+    fn silence(&self) {}
 }

@@ -1,18 +1,26 @@
 //! A region's remote side: what all its lanes share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::clock::Clock;
-use super::directory::Directory;
+use super::assemble::RemoteOptions;
+use super::changes::{Changes, Losses};
+use super::directory::{Directory, Worth};
 use super::frames::FramePool;
-use super::homes::Homes;
+use super::keeper::Keeper;
 use super::lane::Lane;
-use super::link::NodeLink;
+use super::published::Published;
 use super::queue::Moved;
-use super::watch::{Watch, WatchHandle};
-use crate::pages::{LaneConfig, LaneError, PageLane, RemoteRegion, RemoteStats};
+use super::transports::Transports;
+use super::waits::LanePosts;
+use super::watch::Watch;
+use crate::authority::RegionAuthority;
+use crate::pages::{
+    KeepDirectory, KeepError, LaneConfig, LaneError, PageLane, RemoteRegion, RemoteStats,
+};
 use crate::placement::RegionEntry;
+use crate::rebuild::Rebuilder;
+use crate::session::Identity;
 use crate::units::PageCount;
 
 /// Counted by all lanes.
@@ -23,6 +31,10 @@ pub(super) struct Counters {
     reads: AtomicU64,
     writes: AtomicU64,
     reconnects: AtomicU64,
+    failovers: AtomicU64,
+    hedges_won: AtomicU64,
+    hedges_lost: AtomicU64,
+    repairs: AtomicU64,
 }
 
 impl Counters {
@@ -32,6 +44,10 @@ impl Counters {
             (&self.bytes_written, moved.bytes_written),
             (&self.reads, moved.reads),
             (&self.writes, moved.writes),
+            (&self.failovers, moved.failovers),
+            (&self.hedges_won, moved.hedges_won),
+            (&self.hedges_lost, moved.hedges_lost),
+            (&self.repairs, moved.repairs),
         ] {
             if by > 0 {
                 counter.fetch_add(by, Ordering::Relaxed);
@@ -46,16 +62,28 @@ impl Counters {
 
 /// What the lanes share.
 pub(super) struct Shared {
-    pub(super) directory: Directory,
-    pub(super) homes: Arc<Homes>,
-    pub(super) links: Arc<[Arc<NodeLink>]>,
-    pub(super) clock: Arc<dyn Clock>,
+    pub(super) region: RegionEntry,
+    pub(super) identity: Identity,
+    pub(super) options: RemoteOptions,
+    pub(super) transports: Transports,
+    pub(super) authority: Arc<dyn RegionAuthority>,
+    pub(super) published: Published,
+    pub(super) lanes: LanePosts,
     pub(super) counters: Counters,
     /// Shared with the links.
     pub(super) fenced: Arc<AtomicBool>,
+    /// Shared with the links.
+    pub(super) losses: Arc<Losses>,
+    pub(super) released: AtomicBool,
     pub(super) frames: Arc<FramePool>,
-    /// One a node; none in simulated time. Emptied on release.
+    /// Held for as long as a change takes; see `changes`.
+    pub(super) changes: Mutex<Changes>,
+    /// Held for moments. Changed only with `changes` held.
+    pub(super) directory: Mutex<Directory>,
+    /// One a node; none in simulated time. Dropped with the region.
     pub(super) watches: Mutex<Vec<Watch>>,
+    /// None in simulated time.
+    pub(super) keeper: Mutex<Option<Keeper>>,
 }
 
 impl Shared {
@@ -63,44 +91,57 @@ impl Shared {
         self.fenced.load(Ordering::Relaxed)
     }
 
-    pub(super) fn pages(&self) -> PageCount {
-        // Checked when the region was opened.
-        PageCount::holding(self.directory.region.bytes).unwrap_or_default()
+    pub(super) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
     }
 
-    /// Handles of the watch threads, in the order of the nodes; `None` where there are none.
-    pub(super) fn watches(&self) -> Option<Vec<WatchHandle>> {
-        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        (!watches.is_empty()).then(|| watches.iter().map(Watch::handle).collect())
+    /// The authority knows a new owner.
+    pub(super) fn fence(&self) {
+        if !self.fenced.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                region = %self.region.id,
+                epoch = %self.region.epoch,
+                "this owner was fenced: the region has a new one"
+            );
+        }
+    }
+
+    pub(super) fn pages(&self) -> PageCount {
+        // Checked when the region was opened.
+        PageCount::holding(self.region.bytes).unwrap_or_default()
+    }
+
+    pub(super) fn add_watch(&self, watch: Watch) {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        watches.push(watch);
     }
 }
 
 /// A region whose pages live on memory nodes. Made by [`Remote::create`] or [`Remote::reopen`].
 pub struct Remote {
     pub(super) shared: Arc<Shared>,
+    /// Carries out the authority's orders; not where it gives none, or in simulated time.
+    pub(super) rebuilder: OnceLock<Rebuilder>,
 }
 
 impl Remote {
     /// What a successor needs to take the region over with [`Remote::reopen`]. It holds the region's
-    /// secret: keep it where only the owner reads.
+    /// secret: keep it where only the owner reads. It changes when homes do: see [`RemoteRegion::keep_directory`].
     #[must_use]
     pub fn directory(&self) -> Vec<u8> {
-        self.shared.directory.encode()
+        self.shared.directory().encode()
+    }
+
+    /// The thread that makes up for lost replicas, where there is one.
+    #[must_use]
+    pub fn rebuilder(&self) -> Option<&Rebuilder> {
+        self.rebuilder.get()
     }
 
     /// The region, at the epoch of this owner.
     #[must_use]
     pub fn entry(&self) -> &RegionEntry {
-        &self.shared.directory.region
-    }
-
-    /// How many of the region's nodes are lost.
-    fn nodes_lost(&self) -> u64 {
-        self.shared
-            .links
-            .iter()
-            .filter(|link| link.is_lost())
-            .count() as u64
+        &self.shared.region
     }
 }
 
@@ -116,26 +157,45 @@ impl RemoteRegion for Remote {
     fn stats(&self) -> RemoteStats {
         let counters = &self.shared.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let links = self.shared.published.newest().links;
+        let directory = self.shared.directory();
+        let worth = |worth| {
+            let homes = directory.homes.iter().flatten();
+            homes.filter(|home| home.worth == worth).count() as u64
+        };
         RemoteStats {
             bytes_read: get(&counters.bytes_read),
             bytes_written: get(&counters.bytes_written),
             reads: get(&counters.reads),
             writes: get(&counters.writes),
             reconnects: get(&counters.reconnects),
-            nodes_lost: self.nodes_lost(),
+            nodes_lost: links.iter().filter(|link| link.is_lost()).count() as u64,
+            replicas_live: worth(Worth::Live),
+            replicas_copying: worth(Worth::Copying),
+            replicas_stale: worth(Worth::Stale),
+            failovers: get(&counters.failovers),
+            hedges_won: get(&counters.hedges_won),
+            hedges_lost: get(&counters.hedges_lost),
+            repairs: get(&counters.repairs),
         }
     }
 
     fn node_name(&self, node: u16) -> String {
-        let record = self.shared.directory.nodes.get(usize::from(node));
-        record.map_or_else(
+        let links = self.shared.published.newest().links;
+        let link = links.get(usize::from(node));
+        link.map_or_else(
             || format!("node {node}"),
-            |record| record.entry.name.clone(),
+            |link| link.record.entry.name.clone(),
         )
     }
 
+    fn keep_directory(&self, keep: KeepDirectory) -> Result<(), KeepError> {
+        self.shared.keep_directory(keep)
+    }
+
     fn release(&self) {
-        for link in self.shared.links.iter() {
+        self.shared.released.store(true, Ordering::Release);
+        for link in self.shared.published.newest().links.iter() {
             link.release();
         }
     }
@@ -144,7 +204,7 @@ impl RemoteRegion for Remote {
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Remote")
-            .field("region", &self.shared.directory.region)
+            .field("region", &self.shared.region)
             .finish_non_exhaustive()
     }
 }

@@ -59,7 +59,8 @@ impl Transports {
         Arc::clone(&self.frames)
     }
 
-    pub(super) fn get(&self, node: &NodeEntry) -> Result<Arc<dyn Transport>, TransportMissing> {
+    /// The one that `node` is reached over.
+    pub fn get(&self, node: &NodeEntry) -> Result<Arc<dyn Transport>, TransportMissing> {
         self.known
             .iter()
             .find(|transport| transport.kind() == node.transport)

@@ -3,7 +3,11 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Stream};
 
 use crate::units::Epoch;
 use crate::wire::control::{ControlError, Request, Response, StatusReport, Welcome, decode_header};
@@ -30,6 +34,15 @@ pub enum SessionError {
         /// Its control address.
         node: SocketAddr,
         /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The two did not agree on certificates: one has none, or they are of different clusters.
+    #[error("memory node {node} and this program do not take each other's certificates")]
+    Tls {
+        /// Its control address.
+        node: SocketAddr,
+        /// What is wrong.
         #[source]
         source: io::Error,
     },
@@ -127,7 +140,7 @@ pub trait Dial: Send + Sync {
     fn dial(&self, node: SocketAddr) -> Result<Box<dyn Channel>, SessionError>;
 }
 
-/// Dials over TCP.
+/// Dials over TCP, without encryption.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpDial {
     /// How long connecting, and then each call, may take; ten times as long where the node registers or
@@ -149,11 +162,31 @@ impl Dial for TcpDial {
     }
 }
 
-/// A control connection over TCP.
+/// Dials over TCP, inside of mutual TLS.
+#[derive(Clone, Debug)]
+pub struct TlsDial {
+    /// Which certificates are shown and taken.
+    pub tls: Arc<ClientConfig>,
+    /// The name that a memory node's certificate has.
+    pub name: ServerName<'static>,
+    /// As [`TcpDial::deadline`].
+    pub deadline: Duration,
+}
+
+impl Dial for TlsDial {
+    fn dial(&self, node: SocketAddr) -> Result<Box<dyn Channel>, SessionError> {
+        let mut channel = TcpChannel::connect(node, self.deadline)?;
+        channel.encrypt(Arc::clone(&self.tls), self.name.clone())?;
+        Ok(Box::new(channel))
+    }
+}
+
+/// A control connection over TCP, plain or inside of TLS.
 #[derive(Debug)]
 pub struct TcpChannel {
     node: SocketAddr,
     stream: TcpStream,
+    tls: Option<Box<ClientConnection>>,
     deadline: Duration,
     broken: bool,
 }
@@ -169,9 +202,50 @@ impl TcpChannel {
         Ok(Self {
             node,
             stream: connect().map_err(|source| SessionError::Unreachable { node, source })?,
+            tls: None,
             deadline,
             broken: false,
         })
+    }
+
+    /// Shakes hands; from then on everything is encrypted.
+    fn encrypt(
+        &mut self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<(), SessionError> {
+        let node = self.node;
+        let handshake = |stream: &mut TcpStream, deadline| {
+            let mut tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
+            stream.set_write_timeout(Some(deadline))?;
+            stream.set_read_timeout(Some(deadline))?;
+            while tls.is_handshaking() {
+                tls.complete_io(stream)?;
+            }
+            Ok(tls)
+        };
+        let tls = handshake(&mut self.stream, self.deadline)
+            .map_err(|source| SessionError::Tls { node, source })?;
+        self.tls = Some(Box::new(tls));
+        Ok(())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.tls {
+            None => self.stream.write_all(bytes),
+            Some(tls) => {
+                let mut stream = Stream::new(&mut **tls, &mut self.stream);
+                stream.write_all(bytes)?;
+                stream.flush()
+            }
+        }
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            None => self.stream.read(into),
+            Some(tls) => Stream::new(&mut **tls, &mut self.stream).read(into),
+        }
     }
 
     fn exchange(&mut self, epoch: Epoch, request: &Request) -> Result<Response, Failed> {
@@ -183,7 +257,7 @@ impl TcpChannel {
         };
         let until = Instant::now() + deadline;
         self.stream.set_write_timeout(Some(deadline))?;
-        self.stream.write_all(&request.encode(epoch))?;
+        self.write_all(&request.encode(epoch))?;
         let mut head = [0; HEADER_BYTES];
         self.read_exact(&mut head, until)?;
         let header = decode_header(&head).map_err(ControlError::Frame)?;
@@ -200,7 +274,7 @@ impl TcpChannel {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(into) {
+            match self.read(into) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => into = &mut into[read..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

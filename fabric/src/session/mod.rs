@@ -12,5 +12,5 @@
 mod channel;
 mod open;
 
-pub use channel::{Channel, Dial, SessionError, TcpChannel, TcpDial};
+pub use channel::{Channel, Dial, SessionError, TcpChannel, TcpDial, TlsDial};
 pub use open::{Identity, Session};

@@ -9,6 +9,7 @@ use crate::wire::control::{
     Alive, Allocate, Grant, MAX_BATCH_EXTENTS, Open, Opened, Request, Response, TicketRequest,
     Token, Welcome,
 };
+use crate::wire::grant::SignedGrant;
 
 /// Who an owner is to a memory node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +35,22 @@ pub struct Session {
 }
 
 impl Session {
-    /// Becomes the owner of the region on the channel's node. With `create` the region may be new there.
+    /// Becomes the owner of the region on the channel's node, which asks for no grant. With `create` the
+    /// region may be new there.
     pub fn open(
+        channel: Box<dyn Channel>,
+        identity: Identity,
+        create: bool,
+    ) -> Result<Self, SessionError> {
+        Self::open_granted(channel, identity, create, None)
+    }
+
+    /// As [`Self::open`], with what the control plane allows.
+    pub fn open_granted(
         mut channel: Box<dyn Channel>,
         identity: Identity,
         create: bool,
+        grant: Option<SignedGrant>,
     ) -> Result<Self, SessionError> {
         let welcome = channel.hello()?;
         let request = Request::Open(Open {
@@ -47,6 +59,7 @@ impl Session {
             token: identity.token,
             owner: identity.owner,
             create,
+            grant,
         });
         match channel.call(identity.epoch, &request)? {
             Response::Opened(opened) => Ok(Self {

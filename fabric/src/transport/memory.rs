@@ -138,6 +138,15 @@ impl Mapping {
         Ok(())
     }
 
+    /// Copies `bytes` bytes from one place of it to another.
+    pub fn copy_within(&self, from: usize, to: usize, bytes: usize) -> Result<(), OutOfBounds> {
+        self.check(from, bytes)?;
+        self.check(to, bytes)?;
+        // SAFETY: both checked to be inside of the mapping; they may overlap.
+        unsafe { std::ptr::copy(self.as_ptr().add(from), self.as_ptr().add(to), bytes) };
+        Ok(())
+    }
+
     /// The 8 aligned bytes at `offset`, for operations that are atomic towards all who use this.
     /// `None` if they are not aligned or not inside.
     #[must_use]

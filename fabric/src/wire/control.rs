@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 
 use super::VERSION;
 use super::codec::{Malformed, Reader, Wire, put_list, wire_struct};
+use super::grant::SignedGrant;
 use super::header::{FrameError, HEADER_BYTES, Header, Magic};
 use super::refusal::Refusal;
 use crate::transport::{Ticket, TransportKind};
@@ -90,6 +91,8 @@ wire_struct! {
         /// Whether the region may be new to the node. An owner that takes over says no, and is told
         /// when there is nothing to take over.
         pub create: bool,
+        /// What the control plane allows; a node with its cluster's key takes nobody without.
+        pub grant: Option<SignedGrant>,
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Magic {
     /// The socket between a program and the agent's daemon on its machine, and the daemon's records of
     /// its clients: `MyCa`.
     Agent,
+    /// A record of the control plane's store: `MyCs`.
+    Record,
 }
 
 impl Magic {
@@ -32,6 +34,7 @@ impl Magic {
             Self::Data => *b"MyCd",
             Self::Directory => *b"MyCr",
             Self::Agent => *b"MyCa",
+            Self::Record => *b"MyCs",
         }
     }
 }

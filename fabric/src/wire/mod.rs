@@ -16,14 +16,15 @@
 mod codec;
 pub mod control;
 pub mod data;
+pub mod grant;
 pub mod header;
 mod refusal;
 
 pub use codec::Malformed;
-pub use refusal::Refusal;
+pub use refusal::{GrantField, Refusal};
 
 pub(crate) use codec::{Reader, Wire, put_list, put_text};
 pub use header::{FrameError, HEADER_BYTES, Header, Magic};
 
 /// The version of the control protocol, and of the header's layout. It is raised when either changes.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;

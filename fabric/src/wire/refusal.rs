@@ -12,6 +12,16 @@ macro_rules! refusals {
             $($(#[$doc])* $name { $($(#[$field_doc])* $field: $type),* },)*
         }
 
+        impl Refusal {
+            /// Its name.
+            #[must_use]
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$name { .. } => stringify!($name),)*
+                }
+            }
+        }
+
         impl Wire for Refusal {
             fn put(&self, out: &mut Vec<u8>) {
                 match self {
@@ -128,5 +138,85 @@ refusals! {
     17 TooManyExtents {
         /// The bound.
         limit: u32,
+    }
+    /// The node takes only what the control plane has granted, and no grant was shown.
+    #[error("the node takes nobody without a grant of its cluster's control plane")]
+    18 GrantMissing {}
+    /// The grant was not signed by the node's cluster, or is none.
+    #[error("the grant was not signed by the control plane of the node's cluster")]
+    19 GrantForged {}
+    /// The grant's time is over. If it should not be, the clocks of the two machines differ.
+    #[error("the grant ended at {not_after_ms} ms, the node's clock says {now_ms} ms since 1970: ask for a new one")]
+    20 GrantExpired {
+        /// Until when it was worth something, ms since 1970.
+        not_after_ms: u64,
+        /// The node's time, ms since 1970.
+        now_ms: u64,
+    }
+    /// A good grant, but for something else.
+    #[error("the grant is for another {what}")]
+    21 GrantForOther {
+        /// What differs first.
+        what: GrantField,
+    }
+}
+
+/// What a grant is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrantField {
+    /// The cluster.
+    Cluster,
+    /// The tenant.
+    Tenant,
+    /// The region.
+    Region,
+    /// The epoch of the lease.
+    Epoch,
+    /// The memory node.
+    Node,
+    /// The owner: who knows the region's token.
+    Owner,
+}
+
+impl std::fmt::Display for GrantField {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Tenant => "tenant",
+            Self::Region => "region",
+            Self::Epoch => "epoch",
+            Self::Node => "memory node",
+            Self::Owner => "owner",
+        })
+    }
+}
+
+impl Wire for GrantField {
+    fn put(&self, out: &mut Vec<u8>) {
+        let number: u8 = match self {
+            Self::Cluster => 1,
+            Self::Tenant => 2,
+            Self::Region => 3,
+            Self::Epoch => 4,
+            Self::Node => 5,
+            Self::Owner => 6,
+        };
+        number.put(out);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(match u8::get(from)? {
+            1 => Self::Cluster,
+            2 => Self::Tenant,
+            3 => Self::Region,
+            4 => Self::Epoch,
+            5 => Self::Node,
+            6 => Self::Owner,
+            other => {
+                return Err(Malformed::Unknown {
+                    what: "part of a grant",
+                    value: other.into(),
+                });
+            }
+        })
     }
 }

@@ -7,11 +7,15 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mycoram_fabric::node::{Bounds, HugePages, MemoryNode, NodeConfig, Pool, start_data_server};
+use mycoram_fabric::authority::StaticAuthority;
+use mycoram_fabric::node::{
+    Bounds, GrantCheck, HugePages, MemoryNode, NodeConfig, Pool, start_data_server,
+};
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
+    Which,
 };
-use mycoram_fabric::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
+use mycoram_fabric::placement::{FailureDomain, NodeEntry, Placement, PlacementError, RegionEntry};
 use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, ReopenError, Transports};
 use mycoram_fabric::session::{Channel, TcpChannel};
 use mycoram_fabric::transport::tcp::TcpTransport;
@@ -156,6 +160,7 @@ pub(crate) struct TestNode {
     /// Take effect with the next restart.
     pub(crate) connections: u32,
     pub(crate) idle_ms: u64,
+    pub(crate) grants: Option<GrantCheck>,
     control: SocketAddr,
     node: Option<MemoryNode>,
     data: Option<Arc<Breakable>>,
@@ -179,6 +184,7 @@ impl TestNode {
             bounds: config.bounds,
             connections: config.connections,
             idle_ms: config.idle_ms,
+            grants: config.grants,
             control: node.control(),
             node: Some(node),
             data: Some(data),
@@ -199,6 +205,7 @@ impl TestNode {
             bounds: self.bounds,
             connections: self.connections,
             idle_ms: self.idle_ms,
+            grants: self.grants.clone(),
             ..NodeConfig::new(self.control)
         };
         *self = Self::start(self.fabric, self.bytes, config);
@@ -239,7 +246,7 @@ impl TestNode {
 
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<TestNode>,
-    entries: RoundRobin,
+    entries: Arc<RoundRobin>,
     transports: Transports,
 }
 
@@ -282,11 +289,12 @@ impl Cluster {
             name: format!("n{n}"),
             control: node.control,
             transport: fabric.kind(),
+            domain: FailureDomain::default(),
         });
         let entries = RoundRobin(entries.collect());
         Self {
             transports: Transports::for_nodes(&entries.0).expect("a transport"),
-            entries,
+            entries: Arc::new(entries),
             nodes,
         }
     }
@@ -307,6 +315,16 @@ impl Cluster {
         bytes: u64,
         extent: u64,
     ) -> Result<Arc<Remote>, CreateError> {
+        self.create_replicated(tenant, bytes, extent, 1)
+    }
+
+    pub(crate) fn create_replicated(
+        &self,
+        tenant: u64,
+        bytes: u64,
+        extent: u64,
+        replicas: u8,
+    ) -> Result<Arc<Remote>, CreateError> {
         let options = RemoteOptions::system().expect("random numbers");
         let region = RegionEntry {
             id: RegionId::new(options.owner),
@@ -314,13 +332,24 @@ impl Cluster {
             epoch: Epoch::new(1),
             bytes: ByteCount::new(bytes),
             extent_bytes: ByteCount::new(extent),
+            replicas,
         };
-        Remote::create(&self.entries, &self.transports, &region, &options)
+        Remote::create(self.authority(), &self.transports, &region, &options)
     }
 
     pub(crate) fn reopen(&self, directory: &[u8]) -> Result<Arc<Remote>, ReopenError> {
         let options = RemoteOptions::system().expect("random numbers");
-        Remote::reopen(directory, &self.transports, &options)
+        Remote::reopen(directory, self.authority(), &self.transports, &options)
+    }
+
+    fn authority(&self) -> Arc<StaticAuthority> {
+        let entries: Arc<RoundRobin> = Arc::clone(&self.entries);
+        Arc::new(StaticAuthority::new(entries))
+    }
+
+    /// The entry of a node.
+    pub(crate) fn entry(&self, node: usize) -> &NodeEntry {
+        &self.entries.0[node]
     }
 }
 
@@ -331,6 +360,8 @@ pub(crate) struct Pages {
     next_version: u64,
     started: usize,
     done: Vec<PageDone>,
+    /// Where the last answer came from.
+    pub(crate) node: Option<u16>,
 }
 
 impl Pages {
@@ -341,6 +372,7 @@ impl Pages {
             next_version: 1,
             started: 0,
             done: Vec::with_capacity(64),
+            node: None,
         }
     }
 
@@ -357,12 +389,17 @@ impl Pages {
 
     /// Starts a request from or into the frames from 0 on, whose contents nobody looks at.
     pub(crate) fn start(&mut self, direction: Direction, page: u32, run: u16) {
+        self.start_at(direction, Which::Live, page, run);
+    }
+
+    fn start_at(&mut self, direction: Direction, which: Which, page: u32, run: u16) {
         let request = PageRequest {
             tag: u64::from(page),
             direction,
             page: PageIndex::new(page),
             run,
             frame: FrameIndex(0),
+            which,
         };
         self.lane.queue(request).expect("room in the lane");
         self.lane.ring();
@@ -384,14 +421,26 @@ impl Pages {
                 let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(5000u16));
             }
             answers.extend(self.done.iter().map(|done| (done.tag, done.result)));
+            self.node = self.done.last().map_or(self.node, |done| done.node);
         }
         self.started = 0;
         answers
     }
 
     fn one(&mut self, direction: Direction, page: u32, run: u16) -> Result<(), PageError> {
+        self.one_at(direction, Which::Live, page, run)
+    }
+
+    /// One request from or into the frames from 0 on.
+    pub(crate) fn one_at(
+        &mut self,
+        direction: Direction,
+        which: Which,
+        page: u32,
+        run: u16,
+    ) -> Result<(), PageError> {
         assert_eq!(self.started, 0, "others are under way");
-        self.start(direction, page, run);
+        self.start_at(direction, which, page, run);
         let answers = self.finish();
         assert_eq!(answers.len(), 1);
         answers[0].1
@@ -415,6 +464,43 @@ impl Pages {
         Ok(())
     }
 
+    /// Fills the frames from 0 on.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) {
+        self.lane.frames().copy_in(0, bytes).expect("frames");
+    }
+
+    /// The bytes in the frames from 0 on.
+    pub(crate) fn copy_out(&self, bytes: &mut [u8]) {
+        self.lane.frames().copy_out(0, bytes).expect("frames");
+    }
+
+    /// Lets the lane do what it has to.
+    pub(crate) fn poll(&mut self) {
+        assert_eq!(self.started, 0, "others are under way");
+        self.lane.poll(&mut self.done);
+    }
+
+    /// Whether a thread that waits for the lane would sleep.
+    pub(crate) fn would_sleep(&mut self) -> bool {
+        self.poll();
+        if self.lane.arm() == Armed::Ready {
+            return false;
+        }
+        let mut fds = Vec::new();
+        self.lane.readiness(&mut |fd| {
+            fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
+        });
+        nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO) == Ok(0)
+    }
+
+    /// What a page was last written with.
+    pub(crate) fn expected(&self, page: u32) -> Vec<u8> {
+        match self.versions.get(&page) {
+            Some(version) => Self::contents(page, *version),
+            None => vec![0; PAGE_BYTES],
+        }
+    }
+
     pub(crate) fn read_raw(&mut self, page: u32, run: u16) -> Result<Vec<u8>, PageError> {
         let mut bytes = vec![0xee; usize::from(run) * PAGE_BYTES];
         self.lane.frames().copy_in(0, &bytes).expect("frames");
@@ -428,11 +514,10 @@ impl Pages {
         let bytes = self.read_raw(page, run)?;
         for (nth, found) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
             let page = page + nth as u32;
-            let expected = match self.versions.get(&page) {
-                Some(version) => Self::contents(page, *version),
-                None => vec![0; PAGE_BYTES],
-            };
-            assert!(found == expected, "page {page} is not as it was written");
+            assert!(
+                found == self.expected(page),
+                "page {page} is not as it was written"
+            );
         }
         Ok(())
     }

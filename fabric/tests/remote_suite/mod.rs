@@ -1,5 +1,7 @@
 //! What must hold of nodes, sessions and lanes together, over every transport that has real machines.
 
+pub(crate) mod replicas;
+
 use std::sync::Arc;
 
 use mycoram_fabric::node::Bounds;
@@ -442,6 +444,24 @@ macro_rules! remote_suite {
             an_owner_reaches_its_own_extents_only
             lanes_that_come_and_go_use_the_same_memory
         );
+        $crate::remote_suite!(@each $fabric; in replicas:
+            one_node_of_three_may_die_under_load_and_no_page_is_lost
+            a_silent_node_holds_up_reads_for_moments_and_writes_for_its_deadline
+            when_the_last_replica_dies_the_page_is_lost
+            a_wrong_page_is_read_from_another_replica_and_repaired
+            replicas_are_made_anew_elsewhere_while_pages_are_written
+            a_live_replica_moves_and_its_memory_is_given_back
+            a_successor_knows_which_replicas_are_stale
+            a_write_waits_until_its_replica_is_durably_stale
+        );
+    };
+    (@each $fabric:expr; in $module:ident: $($check:ident)*) => {
+        $(
+            #[test]
+            fn $check() {
+                remote_suite::$module::$check($fabric);
+            }
+        )*
     };
     (@each $fabric:expr; $($check:ident)*) => {
         $(

@@ -1,6 +1,11 @@
 //! Memory nodes in simulated time: the node's own core on machines that can be cut off and die, and the
 //! control channels to them.
 
+#![allow(dead_code, reason = "each test file uses its part of this")]
+
+pub(crate) mod authority;
+pub(crate) mod copier;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -16,7 +21,7 @@ use mycoram_fabric::transport::sim::SimNetwork;
 use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, Incarnation};
 use mycoram_fabric::wire::control::{Request, Response};
 
-pub(crate) const NODES: usize = 3;
+pub(crate) const NODES: usize = 4;
 /// Bytes that each lends.
 pub(crate) const NODE_BYTES: u64 = 1 << 20;
 
@@ -79,8 +84,8 @@ pub(crate) fn millis(network: &SimNetwork) -> u64 {
 pub(crate) struct SimClock(pub(crate) SimNetwork);
 
 impl Clock for SimClock {
-    fn now_ms(&self) -> u64 {
-        millis(&self.0)
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.0.now().as_micros()).expect("not that long")
     }
 }
 
@@ -97,6 +102,11 @@ pub(crate) struct SimChannel {
     index: usize,
     pub(crate) incarnation: u64,
     session: SessionId,
+}
+
+/// Of a node's name.
+pub(crate) fn index_of(name: &str) -> usize {
+    name[1..].parse().expect("a number behind a letter")
 }
 
 pub(crate) fn control(index: usize) -> SocketAddr {

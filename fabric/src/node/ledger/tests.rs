@@ -13,6 +13,7 @@ fn open(region: u64, owner: u64, create: bool) -> Open {
         token: Token([region as u8; 16]),
         owner,
         create,
+        grant: None,
     }
 }
 
@@ -439,4 +440,46 @@ proptest! {
             prop_assert!(counts.unzeroed <= counts.free);
         }
     }
+}
+
+#[test]
+fn a_fence_from_above_holds_also_where_the_region_is_not() {
+    let mut ledger = ledger(8);
+    let owner = open(1, OWNER, true);
+    ledger
+        .open(SessionId(1), Epoch::new(1), &owner)
+        .expect("new");
+    assert!(ledger.fence_below(0, RegionId::new(1), Epoch::new(3)));
+    assert!(!ledger.fence_below(0, RegionId::new(1), Epoch::new(2)));
+    let too_low = |current| Refusal::EpochTooLow {
+        requested: Epoch::new(1),
+        current: Epoch::new(current),
+    };
+    assert_eq!(ledger.check(SessionId(1)), Err(too_low(3)));
+    // The epoch of the fence is the next owner's, whoever that is.
+    ledger
+        .open(SessionId(2), Epoch::new(3), &open(1, OWNER + 1, false))
+        .expect("the new owner");
+    assert_eq!(
+        ledger.open(SessionId(3), Epoch::new(3), &open(1, OWNER + 2, false)),
+        Err(Refusal::Owned {
+            epoch: Epoch::new(3)
+        })
+    );
+    // Not here yet, and here no more.
+    assert!(!ledger.fence_below(0, RegionId::new(2), Epoch::new(7)));
+    assert_eq!(
+        ledger.open(SessionId(4), Epoch::new(1), &open(2, OWNER, true)),
+        Err(too_low(7))
+    );
+    ledger.release(SessionId(2)).expect("owned");
+    assert_eq!(
+        ledger.open(SessionId(5), Epoch::new(1), &owner),
+        Err(too_low(3))
+    );
+    ledger.end(RegionId::new(1));
+    assert_eq!(
+        ledger.open(SessionId(6), Epoch::new(9), &owner),
+        Err(Refusal::UnknownRegion {})
+    );
 }

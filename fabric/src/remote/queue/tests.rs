@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::pages::FrameIndex;
+use crate::pages::{FrameIndex, Which};
+use crate::remote::homes::{Location, Standing};
 use crate::transport::Mapping;
 use crate::units::{ByteCount, PageIndex, RemoteAddr, Rkey};
 
@@ -12,27 +13,42 @@ const PAGES: u32 = 90;
 const EXTENT_PAGES: u32 = 10;
 const DEADLINE_MS: u64 = 100;
 
+fn replica(extent: u32, node: usize) -> Location {
+    Location {
+        node: node as u16,
+        addr: RemoteAddr::new(u64::from(extent) << 32),
+        rkey: Rkey::new(extent),
+        standing: Standing::Live,
+    }
+}
+
 /// Extents go round the nodes.
 fn homes(copies: usize) -> Arc<Homes> {
     let extents = PAGES / EXTENT_PAGES;
-    let locations = (0..extents).flat_map(|extent| {
-        (0..copies).map(move |copy| Location {
-            node: ((extent as usize + copy) % NODES) as u16,
-            addr: RemoteAddr::new(u64::from(extent) << 32),
-            rkey: Rkey::new(extent),
-        })
+    let locations = (0..extents).map(|extent| {
+        let nodes = (0..copies).map(|copy| (extent as usize + copy) % NODES);
+        nodes.map(|node| replica(extent, node)).collect()
     });
     let bytes = ByteCount::new(u64::from(EXTENT_PAGES) * PAGE_BYTES as u64);
-    Arc::new(Homes::new(bytes, copies, locations.collect()))
+    Arc::new(Homes::new(bytes, copies + 1, locations))
 }
 
 fn queue(copies: usize) -> LaneQueue {
-    let pages = PageCount::new(PAGES);
-    LaneQueue::new(homes(copies), pages, NODES, FRAMES, REQUESTS, DEADLINE_MS)
+    let config = QueueConfig {
+        pages: PageCount::new(PAGES),
+        frames: FRAMES,
+        requests: REQUESTS,
+        deadline_ms: DEADLINE_MS,
+        replicated: copies > 1,
+    };
+    let mut queue = LaneQueue::new(homes(copies), config);
+    (0..NODES).for_each(|_| queue.add_link(LinkState::Up, false));
+    queue
 }
 
 fn memory() -> LocalMemory {
-    let frames = Mapping::anonymous(FRAMES as usize * PAGE_BYTES).expect("a few pages");
+    let frames = (FRAMES + LANDINGS) as usize * PAGE_BYTES;
+    let frames = Mapping::anonymous(frames).expect("a few pages");
     LocalMemory::new(Arc::new(frames), 1)
 }
 
@@ -43,20 +59,21 @@ fn request(tag: u64, direction: Direction, page: u32, run: u16) -> PageRequest {
         page: PageIndex::new(page),
         run,
         frame: FrameIndex(0),
+        which: Which::Live,
     }
 }
 
 fn chain(queue: &mut LaneQueue, node: u16, room: usize) -> Vec<WorkRequest> {
     let mut chain = Vec::with_capacity(64);
     queue
-        .chain(node, room, &memory(), &mut chain)
+        .chain(node, room, &memory(), &mut chain, 0)
         .expect("frames inside of the lane");
     chain
 }
 
 fn done(queue: &mut LaneQueue) -> Vec<(u64, Result<(), PageError>)> {
     let mut done = Vec::with_capacity(64);
-    queue.take_done(&mut done);
+    queue.take_done(&mut done, |_, _| {});
     done.into_iter()
         .map(|done| (done.tag, done.result))
         .collect()
@@ -79,9 +96,9 @@ fn a_run_over_a_border_goes_to_both_nodes_and_is_answered_once() {
         second[0].local().addr() - first[0].local().addr(),
         2 * PAGE_BYTES as u64
     );
-    assert!(!queue.completed(1, second[0].id, Ok(())));
+    assert!(!queue.completed(1, second[0].id, Ok(()), 0));
     assert_eq!(done(&mut queue), []);
-    assert!(!queue.completed(0, first[0].id, Ok(())));
+    assert!(!queue.completed(0, first[0].id, Ok(()), 0));
     assert_eq!(done(&mut queue), [(7, Ok(()))]);
     assert_eq!(queue.take_moved().bytes_read, 5 * PAGE_BYTES as u64);
 }
@@ -99,7 +116,7 @@ fn reads_are_signaled_and_of_writes_one_in_eight_and_the_last() {
     assert_eq!(signaled.iter().filter(|s| **s).count(), 2);
     assert!(signaled[7] && signaled[10]);
     // The first eight are settled by the completion of the eighth.
-    assert!(!queue.completed(0, writes[7].id, Ok(())));
+    assert!(!queue.completed(0, writes[7].id, Ok(()), 0));
     assert_eq!(done(&mut queue).len(), 8);
     queue
         .queue(request(20, Direction::Read, 0, 1))
@@ -119,7 +136,7 @@ fn what_a_broken_queue_pair_had_is_done_again_in_order() {
             .expect("room");
     }
     let posted = chain(&mut queue, 0, 2);
-    assert!(queue.completed(0, posted[1].id, Err(ErrorKind::PeerDisconnected)));
+    assert!(queue.completed(0, posted[1].id, Err(ErrorKind::PeerDisconnected), 0));
     queue.away(0);
     assert_eq!(done(&mut queue), []);
     queue.up(0, 5);
@@ -157,7 +174,7 @@ fn a_lost_node_takes_its_own_pages_only() {
     queue.lost(0);
     assert_eq!(done(&mut queue), [(0, Err(PageError::Lost { node: 0 }))]);
     let other = chain(&mut queue, 1, 16);
-    assert!(!queue.completed(1, other.last().expect("two").id, Ok(())));
+    assert!(!queue.completed(1, other.last().expect("two").id, Ok(()), 0));
     assert_eq!(
         done(&mut queue),
         [(1, Ok(())), (2, Err(PageError::Lost { node: 0 }))]
@@ -178,8 +195,8 @@ fn access_that_is_refused_is_not_tried_again() {
         .queue(request(1, Direction::Read, 1, 1))
         .expect("room");
     let posted = chain(&mut queue, 0, 16);
-    assert!(queue.completed(0, posted[0].id, Err(ErrorKind::RemoteAccess)));
-    assert!(queue.completed(0, posted[1].id, Err(ErrorKind::Flushed)));
+    assert!(queue.completed(0, posted[0].id, Err(ErrorKind::RemoteAccess), 0));
+    assert!(queue.completed(0, posted[1].id, Err(ErrorKind::Flushed), 0));
     queue.away(0);
     queue.up(0, 0);
     assert_eq!(done(&mut queue), [(0, Err(PageError::Lost { node: 0 }))]);
@@ -220,24 +237,66 @@ fn a_write_goes_to_every_copy_and_a_read_to_one() {
         .expect("room");
     let (near, far) = (chain(&mut queue, 0, 16), chain(&mut queue, 1, 16));
     assert_eq!((near.len(), far.len()), (2, 1));
-    assert!(!queue.completed(0, near[1].id, Ok(())));
+    assert!(!queue.completed(0, near[1].id, Ok(()), 0));
     assert_eq!(done(&mut queue), [(1, Ok(()))]);
-    assert!(!queue.completed(1, far[0].id, Ok(())));
+    assert!(!queue.completed(1, far[0].id, Ok(()), 0));
     assert_eq!(done(&mut queue), [(0, Ok(()))]);
+}
+
+/// Answers what was posted to either of two nodes, each in its own time; says which it was.
+fn answer(queue: &mut LaneQueue, took_us: [u64; 2]) -> Vec<u16> {
+    let mut answered = Vec::new();
+    for node in [0, 1] {
+        for posted in chain(queue, node, 16) {
+            let now_us = took_us[usize::from(node)];
+            assert!(!queue.completed(node, posted.id, Ok(()), now_us));
+            answered.push(node);
+        }
+    }
+    answered
+}
+
+#[test]
+fn a_node_that_says_nothing_is_not_the_nearest_any_more() {
+    let mut queue = queue(2);
+    for tag in 0..20 {
+        queue
+            .queue(request(tag, Direction::Read, 0, 1))
+            .expect("room");
+        answer(&mut queue, [60, 80]);
+        assert_eq!(done(&mut queue), [(tag, Ok(()))]);
+    }
+    queue
+        .queue(request(20, Direction::Read, 0, 1))
+        .expect("room");
+    assert_eq!(chain(&mut queue, 0, 16).len(), 1, "the nearest");
+    assert!(queue.ask_twice(60_000), "it says nothing");
+    assert_eq!(answer(&mut queue, [0, 80]), [1]);
+    assert_eq!(done(&mut queue), [(20, Ok(()))]);
+    for tag in 21..30 {
+        queue
+            .queue(request(tag, Direction::Read, 0, 1))
+            .expect("room");
+        assert_eq!(answer(&mut queue, [0, 80]), [1]);
+        assert_eq!(done(&mut queue), [(tag, Ok(()))]);
+    }
 }
 
 #[test]
 fn a_completion_of_nothing_takes_the_queue_pair_down() {
     let mut queue = queue(1);
-    assert!(queue.completed(0, WorkId(3), Ok(())));
-    assert!(queue.completed(0, WorkId(u64::MAX), Ok(())));
+    assert!(queue.completed(0, WorkId(3), Ok(()), 0));
+    assert!(queue.completed(0, WorkId(u64::MAX), Ok(()), 0));
     queue
         .queue(request(0, Direction::Read, 0, 1))
         .expect("room");
     let posted = chain(&mut queue, 0, 16);
-    assert!(queue.completed(1, posted[0].id, Ok(())), "of another node");
-    assert!(!queue.completed(0, posted[0].id, Ok(())));
-    assert!(queue.completed(0, posted[0].id, Ok(())), "a second time");
+    assert!(
+        queue.completed(1, posted[0].id, Ok(()), 0),
+        "of another node"
+    );
+    assert!(!queue.completed(0, posted[0].id, Ok(()), 0));
+    assert!(queue.completed(0, posted[0].id, Ok(()), 0), "a second time");
 }
 
 #[test]
@@ -309,7 +368,7 @@ proptest! {
     /// parts were all carried out, or whose queue pairs are gone, is.
     #[test]
     fn every_request_is_answered_exactly_once(
-        copies in 1..3usize, steps in proptest::collection::vec(step(), 0..200),
+        copies in 1..=3usize, steps in proptest::collection::vec(step(), 0..200),
     ) {
         let mut queue = queue(copies);
         let mut now = 0;
@@ -319,7 +378,7 @@ proptest! {
         let mut wire: Vec<Vec<WorkId>> = vec![Vec::new(); NODES];
         let take = |queue: &mut LaneQueue, open: &mut std::collections::BTreeSet<u64>, most| {
             let mut into = Vec::with_capacity(most);
-            queue.take_done(&mut into);
+            queue.take_done(&mut into, |_, _| {});
             for answer in into {
                 assert!(open.remove(&answer.tag), "answered twice, or never asked");
             }
@@ -352,14 +411,14 @@ proptest! {
                     let wire = &mut wire[usize::from(node)];
                     if queue.state(node) == LinkState::Up && !wire.is_empty() {
                         let upto = upto.index(wire.len());
-                        prop_assert!(!queue.completed(node, wire[upto], Ok(())));
+                        prop_assert!(!queue.completed(node, wire[upto], Ok(()), 0));
                         wire.drain(..=upto);
                     }
                 }
                 Step::Break { node, kind } => {
                     if queue.state(node) == LinkState::Up {
                         for id in wire[usize::from(node)].drain(..) {
-                            prop_assert!(queue.completed(node, id, Err(kind)));
+                            prop_assert!(queue.completed(node, id, Err(kind), 0));
                         }
                         queue.away(node);
                     }
@@ -378,6 +437,18 @@ proptest! {
                 Step::Take { most } => take(&mut queue, &mut open, most),
             }
         }
+        // What the lost nodes had does not count any more, where others have it.
+        let lost: Vec<bool> = (0..NODES as u16)
+            .map(|node| queue.state(node) == LinkState::Lost)
+            .collect();
+        let extents = (0..PAGES / EXTENT_PAGES).map(|extent| {
+            let extent = ExtentIndex::new(extent);
+            let (gone, left): (Vec<_>, Vec<_>) = homes(copies)
+                .of(extent)
+                .partition(|replica| lost[usize::from(replica.node)]);
+            (extent, if left.is_empty() { gone } else { left })
+        });
+        queue.adopt(Arc::new(homes(copies).next(extents, Vec::new())));
         // In the end every node is either up and done, or lost.
         for node in 0..NODES as u16 {
             if queue.state(node) == LinkState::Away {
@@ -388,7 +459,7 @@ proptest! {
                 wire[usize::from(node)].extend(posted.iter().map(|work| work.id));
             }
             if let Some(last) = wire[usize::from(node)].last() {
-                prop_assert!(!queue.completed(node, *last, Ok(())));
+                prop_assert!(!queue.completed(node, *last, Ok(()), 0));
             }
         }
         take(&mut queue, &mut open, REQUESTS as usize);
@@ -397,4 +468,185 @@ proptest! {
         prop_assert!(queue.parts.iter().all(Option::is_none));
         prop_assert_eq!(queue.free_parts.len(), queue.parts.len());
     }
+}
+
+/// Two replicas of each extent on nodes 0 and 1 for the first one, and so on.
+fn read_one(queue: &mut LaneQueue, tag: u64) -> (u16, WorkRequest) {
+    queue
+        .queue(request(tag, Direction::Read, 0, 1))
+        .expect("room");
+    for node in 0..NODES as u16 {
+        if let Some(posted) = chain(queue, node, 16).pop() {
+            return (node, posted);
+        }
+    }
+    panic!("nobody was asked")
+}
+
+#[test]
+fn a_read_goes_on_to_another_replica_when_its_queue_pair_breaks() {
+    let mut queue = queue(2);
+    let (first, posted) = read_one(&mut queue, 1);
+    assert!(queue.completed(first, posted.id, Err(ErrorKind::PeerDisconnected), 0));
+    queue.away(first);
+    assert!(
+        !queue.quiet(first, 0),
+        "one failure is no reason to give it up"
+    );
+    let other = 1 - first;
+    let again = chain(&mut queue, other, 16);
+    assert_eq!(again.len(), 1);
+    assert!(!queue.completed(other, again[0].id, Ok(()), 0));
+    let mut into = Vec::with_capacity(1);
+    queue.take_done(&mut into, |_, _| {});
+    assert_eq!((into[0].result, into[0].node), (Ok(()), Some(other)));
+    assert_eq!(queue.take_moved().failovers, 1);
+    // The next one does not try the broken one first.
+    let (next, _) = read_one(&mut queue, 2);
+    assert_eq!(next, other);
+}
+
+#[test]
+fn a_slow_read_is_asked_for_twice_and_the_loser_touches_no_frame_of_the_owner() {
+    let mut queue = queue(2);
+    let (first, posted) = read_one(&mut queue, 1);
+    let frames_end = u64::from(FRAMES) * PAGE_BYTES as u64;
+    let look_us = queue.look_us().expect("it is watched");
+    assert!(!queue.ask_twice(look_us - 1));
+    assert!(queue.ask_twice(look_us));
+    let other = 1 - first;
+    let second = chain(&mut queue, other, 16);
+    assert_eq!(second.len(), 1);
+    assert_ne!(second[0].local().addr(), posted.local().addr());
+    assert!(!queue.completed(other, second[0].id, Ok(()), look_us));
+    let mut into = Vec::with_capacity(1);
+    let mut copied = Vec::new();
+    queue.take_done(&mut into, |from, to| copied.push((from as u64, to)));
+    assert_eq!(into[0].node, Some(other));
+    assert_eq!(copied.len(), 1);
+    assert!(copied[0].0 >= frames_end && copied[0].1 == 0);
+    // The loser comes late, or never: its landing is not given to anybody meanwhile.
+    assert_eq!(queue.free_landings.len(), LANDINGS as usize - 1);
+    assert!(!queue.completed(first, posted.id, Ok(()), look_us));
+    assert!(!queue.has_done());
+    assert_eq!(queue.free_landings.len(), LANDINGS as usize);
+    assert_eq!(queue.take_moved().hedges_won, 1);
+}
+
+#[test]
+fn a_read_that_is_stuck_is_asked_for_twice_even_when_that_is_too_often() {
+    let mut queue = queue(2);
+    while queue.tail.take() {}
+    let (first, _) = read_one(&mut queue, 1);
+    let mut looks = 0;
+    let now_us = loop {
+        let look_us = queue
+            .look_us()
+            .expect("it is watched until it is asked for");
+        looks += 1;
+        if queue.ask_twice(look_us) {
+            break look_us;
+        }
+        assert!(looks < 100, "it is never asked for");
+    };
+    assert!(looks > 1, "others were to pay for it first");
+    let second = chain(&mut queue, 1 - first, 16);
+    assert_eq!(second.len(), 1);
+    assert!(!queue.completed(1 - first, second[0].id, Ok(()), now_us));
+    assert_eq!(done(&mut queue), [(1, Ok(()))]);
+}
+
+#[test]
+fn of_a_pair_that_both_fail_the_request_goes_on() {
+    let mut queue = queue(2);
+    let (first, posted) = read_one(&mut queue, 1);
+    let look_us = queue.look_us().expect("it is watched");
+    assert!(queue.ask_twice(look_us));
+    let other = 1 - first;
+    let second = chain(&mut queue, other, 16);
+    for (node, id) in [(first, posted.id), (other, second[0].id)] {
+        assert!(queue.completed(node, id, Err(ErrorKind::PeerUnreachable), look_us));
+        queue.away(node);
+        queue.quiet(node, 1);
+    }
+    assert_eq!(done(&mut queue), []);
+    queue.up(first, 2);
+    let again = chain(&mut queue, first, 16);
+    assert_eq!(again.len(), 1);
+    assert!(!queue.completed(first, again[0].id, Ok(()), look_us));
+    assert_eq!(done(&mut queue), [(1, Ok(()))]);
+}
+
+#[test]
+fn a_write_to_a_lost_node_is_held_until_its_replica_counts_no_more() {
+    let mut queue = queue(2);
+    queue
+        .queue(request(1, Direction::Write, 0, 1))
+        .expect("room");
+    let (near, far) = (chain(&mut queue, 0, 16), chain(&mut queue, 1, 16));
+    assert!(!queue.completed(0, near[0].id, Ok(()), 0));
+    assert!(queue.completed(1, far[0].id, Err(ErrorKind::PeerDisconnected), 0));
+    queue.away(1);
+    queue.quiet(1, 0);
+    queue.lost(1);
+    // One that comes now waits as well.
+    queue
+        .queue(request(2, Direction::Write, 1, 1))
+        .expect("room");
+    let near = chain(&mut queue, 0, 16);
+    assert!(!queue.completed(0, near[0].id, Ok(()), 0));
+    assert_eq!(done(&mut queue), []);
+    let extent = ExtentIndex::new(0);
+    let homes = homes(2);
+    let left = homes.of(extent).filter(|replica| replica.node != 1);
+    let left: Vec<_> = left.collect();
+    queue.adopt(Arc::new(
+        homes.next([(extent, left)].into_iter(), Vec::new()),
+    ));
+    assert_eq!(done(&mut queue), [(1, Ok(())), (2, Ok(()))]);
+    assert_eq!(queue.oldest_version(), 1);
+    // With the last one the rest is lost, and nothing waits for a mark that will not come.
+    queue
+        .queue(request(3, Direction::Write, 2, 1))
+        .expect("room");
+    queue.away(0);
+    queue.quiet(0, 0);
+    queue.lost(0);
+    assert_eq!(done(&mut queue), [(3, Err(PageError::Lost { node: 0 }))]);
+}
+
+#[test]
+fn a_replica_that_is_being_copied_is_written_and_followed_and_not_read() {
+    let mut queue = queue(1);
+    let extent = ExtentIndex::new(0);
+    let copying = Location {
+        standing: Standing::Copying,
+        ..replica(0, 2)
+    };
+    let both = vec![replica(0, 0), copying];
+    let tracker = Arc::new(crate::remote::copy::CopyTracker::new(2, EXTENT_PAGES));
+    let trackers = vec![(extent, Arc::clone(&tracker))];
+    queue
+        .queue(request(1, Direction::Write, 0, 1))
+        .expect("room");
+    let homes = homes(1).next([(extent, both)].into_iter(), trackers);
+    queue.adopt(Arc::new(homes));
+    assert_eq!(queue.oldest_version(), 0, "a write does not know of it");
+    let early = chain(&mut queue, 0, 16);
+    assert!(!queue.completed(0, early[0].id, Ok(()), 0));
+    assert_eq!(queue.oldest_version(), 1);
+    queue
+        .queue(request(2, Direction::Write, 3, 2))
+        .expect("room");
+    assert_eq!((tracker.quiet(2), tracker.quiet(3)), (Some(0), None));
+    let (live, new) = (chain(&mut queue, 0, 16), chain(&mut queue, 2, 16));
+    assert!(!queue.completed(0, live[0].id, Ok(()), 0));
+    assert_eq!(tracker.quiet(4), None);
+    assert!(!queue.completed(2, new[0].id, Ok(()), 0));
+    assert_eq!((tracker.quiet(3), tracker.quiet(4)), (Some(1), Some(1)));
+    queue
+        .queue(request(3, Direction::Read, 3, 2))
+        .expect("room");
+    assert_eq!(chain(&mut queue, 2, 16).len(), 0);
+    assert_eq!(done(&mut queue), [(1, Ok(())), (2, Ok(()))]);
 }

@@ -53,6 +53,15 @@ fn every_message_is_read_as_it_was_written() {
             token: Token([3; 16]),
             owner: 4,
             create: true,
+            grant: None,
+        }),
+        Request::Open(Open {
+            tenant: TenantId::new(1),
+            region: RegionId::new(2),
+            token: Token([3; 16]),
+            owner: 4,
+            create: false,
+            grant: Some(SignedGrant::from_bytes(vec![5; 200]).expect("short enough")),
         }),
         Request::Ticket(TicketRequest { replaces: None }),
         Request::Dismiss(ticket),
@@ -101,6 +110,13 @@ fn every_message_is_read_as_it_was_written() {
             current: Epoch::new(2),
         }),
         Response::Refused(Refusal::Device {}),
+        Response::Refused(Refusal::GrantForOther {
+            what: crate::wire::GrantField::Owner,
+        }),
+        Response::Refused(Refusal::GrantExpired {
+            not_after_ms: 1,
+            now_ms: 2,
+        }),
     ] {
         round_trip_response(&response);
     }

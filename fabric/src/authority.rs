@@ -1,0 +1,319 @@
+//! How a region's owner knows the control plane: the one trait, and the authority of a fixed list of nodes.
+//!
+//! ```text
+//!   owner (remote, rebuild)             RegionAuthority
+//!     where may extents live?   ------>   place
+//!     this replica missed a write ----->  mark_stale    Ok: durable, the write may be called done
+//!     a node looks dead         ------>   report
+//!     what is to be moved?      ------>   orders        copy this extent there, drop that replica
+//!     it was moved              ------>   copied, dropped
+//!     may I open a session?     ------>   grant
+//! ```
+//!
+//! Calls block, and may take seconds: they are made by threads that no page waits for. An authority that is
+//! away answers [`AuthorityError::Away`]; pages keep flowing, and whatever needs a change waits.
+//! The owner keeps a directory of its own beside (see [`crate::pages::RemoteRegion::keep_directory`]): with it a
+//! successor goes on, also when the authority is away.
+
+use std::sync::Arc;
+
+use crate::placement::{NodeEntry, Placement, PlacementError, RegionEntry, choose_apart};
+use crate::units::{Epoch, ExtentIndex};
+use crate::wire::grant::{GrantError, SignedGrant};
+
+/// Where extents may live: an answer of [`RegionAuthority::place`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The nodes that are named.
+    pub nodes: Vec<NodeEntry>,
+    /// Indexes into `nodes`: `replicas` of the region for each extent that was asked for, in its order;
+    /// those of one extent are different.
+    pub homes: Vec<u16>,
+}
+
+/// A replica that does not count any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StaleMark<'a> {
+    /// Of which extent.
+    pub extent: ExtentIndex,
+    /// On which node, by name.
+    pub node: &'a str,
+}
+
+/// What an owner saw of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sighting {
+    /// Nothing listens at its address.
+    NobodyListens,
+    /// Another life of it answers: its memory is new.
+    StartedAgain,
+    /// It no longer holds the region.
+    RegionGone,
+    /// It did not answer within the owner's deadline.
+    NoAnswer,
+    /// It gave a page with a wrong checksum.
+    WrongPage,
+}
+
+/// Something that the authority wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// One more replica: copy the extent to this node, then say [`RegionAuthority::copied`].
+    Copy {
+        /// Which extent.
+        extent: ExtentIndex,
+        /// Where to.
+        to: NodeEntry,
+    },
+    /// One replica less: give its memory back, then say [`RegionAuthority::dropped`].
+    Drop {
+        /// Which extent.
+        extent: ExtentIndex,
+        /// The node's name.
+        node: String,
+    },
+}
+
+/// Why the authority did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// It cannot be asked now. Nothing is known of whether it was done; ask again.
+    #[error("the control plane cannot be asked now")]
+    Away(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The region has an owner with a higher epoch. Final.
+    #[error("the control plane knows a newer owner of the region: {current}, not {requested}")]
+    EpochTooLow {
+        /// The caller's.
+        requested: Epoch,
+        /// The one that holds.
+        current: Epoch,
+    },
+    /// It does not know the region, or the extent has no such replica. Final.
+    #[error("the control plane knows nothing of this")]
+    Unknown,
+    /// Too few nodes are left to place an extent on.
+    #[error(
+        "too few memory nodes are left: {wanted} are needed for each extent, {left} can be used"
+    )]
+    NoRoom {
+        /// Replicas of an extent.
+        wanted: usize,
+        /// Nodes that may hold one.
+        left: usize,
+    },
+    /// What it gave as a grant is none.
+    #[error("the control plane gave something else than a grant")]
+    Grant(#[from] GrantError),
+    /// It refuses for a reason of its own.
+    #[error("the control plane refuses")]
+    Refused(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// See the module. One for each region and owner; an implementation knows which.
+pub trait RegionAuthority: Send + Sync {
+    /// Homes for extents, none of them on a node named in `without`: the owner has found those full or
+    /// absent just now. What an earlier call said of an extent is void; it was not used.
+    fn place(
+        &self,
+        region: &RegionEntry,
+        extents: &[ExtentIndex],
+        without: &[String],
+    ) -> Result<Places, AuthorityError>;
+
+    /// `Ok` when it is durable that these replicas do not count any more: until then no write that missed
+    /// one of them is called done. Marking one twice is no error.
+    fn mark_stale(&self, marks: &[StaleMark<'_>]) -> Result<(), AuthorityError>;
+
+    /// A node behaves as if it were dead. A hint, which may be lost.
+    fn report(&self, node: &str, seen: Sighting);
+
+    /// What is to be done now, most urgent first. The same order may be given again until it is done.
+    fn orders(&self) -> Result<Vec<Order>, AuthorityError>;
+
+    /// A replica is complete. `Ok` when it is durable that it counts.
+    fn copied(&self, extent: ExtentIndex, node: &str) -> Result<(), AuthorityError>;
+
+    /// A replica is no more, and its memory is given back.
+    fn dropped(&self, extent: ExtentIndex, node: &str) -> Result<(), AuthorityError>;
+
+    /// Whether it ever gives [`Self::orders`]. If not, nobody asks for them.
+    fn gives_orders(&self) -> bool {
+        true
+    }
+
+    /// The owner's lease. `None`: nobody gives any, and a successor takes the next one that the nodes know.
+    fn epoch(&self) -> Option<Epoch> {
+        None
+    }
+
+    /// The signed grant with which a session is opened on `node`, in the bytes that it is sent in. `None`:
+    /// the nodes ask for none.
+    fn grant(&self, node: &str) -> Result<Option<Vec<u8>>, AuthorityError>;
+}
+
+/// The grant for `node`, ready to be sent.
+pub(crate) fn grant_for(
+    authority: &dyn RegionAuthority,
+    node: &str,
+) -> Result<Option<SignedGrant>, AuthorityError> {
+    let grant = authority.grant(node)?;
+    Ok(grant.map(SignedGrant::from_bytes).transpose()?)
+}
+
+/// The authority of nodes that do not change: places by a [`Placement`] and gives no orders. What is durable
+/// is so in the owner's own directory.
+#[derive(Clone)]
+pub struct StaticAuthority {
+    placement: Arc<dyn Placement>,
+}
+
+impl StaticAuthority {
+    /// Over these nodes.
+    #[must_use]
+    pub fn new(placement: Arc<dyn Placement>) -> Self {
+        Self { placement }
+    }
+}
+
+impl RegionAuthority for StaticAuthority {
+    fn place(
+        &self,
+        region: &RegionEntry,
+        extents: &[ExtentIndex],
+        without: &[String],
+    ) -> Result<Places, AuthorityError> {
+        let nodes = self.placement.nodes();
+        let replicas = usize::from(region.replicas);
+        let usable: Vec<bool> = nodes
+            .iter()
+            .map(|node| !without.contains(&node.name))
+            .collect();
+        let left = usable.iter().filter(|usable| **usable).count();
+        if u16::try_from(nodes.len()).is_err() || left < replicas {
+            return Err(AuthorityError::NoRoom {
+                wanted: replicas,
+                left,
+            });
+        }
+        let mut homes = Vec::with_capacity(extents.len() * replicas);
+        let mut order = Vec::with_capacity(nodes.len());
+        let mut chosen = Vec::with_capacity(replicas);
+        for extent in extents {
+            order.clear();
+            chosen.clear();
+            self.placement
+                .candidates(region, *extent, &mut order)
+                .map_err(|PlacementError::NoNodes| AuthorityError::NoRoom {
+                    wanted: replicas,
+                    left: 0,
+                })?;
+            order.retain(|node| usable.get(*node).is_some_and(|usable| *usable));
+            if !choose_apart(nodes, &order, replicas, &mut chosen) {
+                return Err(AuthorityError::NoRoom {
+                    wanted: replicas,
+                    left: order.len(),
+                });
+            }
+            // There are at most 2^16 nodes: checked above.
+            homes.extend(chosen.iter().map(|node| *node as u16));
+        }
+        Ok(Places {
+            nodes: nodes.to_vec(),
+            homes,
+        })
+    }
+
+    fn mark_stale(&self, _marks: &[StaleMark<'_>]) -> Result<(), AuthorityError> {
+        Ok(())
+    }
+
+    fn report(&self, _node: &str, _seen: Sighting) {}
+
+    fn gives_orders(&self) -> bool {
+        false
+    }
+
+    fn orders(&self) -> Result<Vec<Order>, AuthorityError> {
+        Ok(Vec::new())
+    }
+
+    fn copied(&self, _extent: ExtentIndex, _node: &str) -> Result<(), AuthorityError> {
+        Ok(())
+    }
+
+    fn dropped(&self, _extent: ExtentIndex, _node: &str) -> Result<(), AuthorityError> {
+        Ok(())
+    }
+
+    fn grant(&self, _node: &str) -> Result<Option<Vec<u8>>, AuthorityError> {
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::placement::FailureDomain;
+    use crate::transport::TransportKind;
+    use crate::units::{ByteCount, RegionId, TenantId};
+
+    struct InOrder(Vec<NodeEntry>);
+
+    impl Placement for InOrder {
+        fn nodes(&self) -> &[NodeEntry] {
+            &self.0
+        }
+        fn candidates(
+            &self,
+            _region: &RegionEntry,
+            extent: ExtentIndex,
+            into: &mut Vec<usize>,
+        ) -> Result<(), PlacementError> {
+            let nodes = self.0.len();
+            into.extend((0..nodes).map(|nth| (extent.get() as usize + nth) % nodes));
+            Ok(())
+        }
+    }
+
+    fn region(replicas: u8) -> RegionEntry {
+        RegionEntry {
+            id: RegionId::new(1),
+            tenant: TenantId::new(1),
+            epoch: Epoch::new(1),
+            bytes: ByteCount::mib(4),
+            extent_bytes: ByteCount::mib(1),
+            replicas,
+        }
+    }
+
+    #[test]
+    fn homes_are_different_nodes_none_of_those_that_are_excluded() {
+        let node = |n: u16| NodeEntry {
+            name: format!("n{n}"),
+            control: SocketAddr::from(([10, 0, 0, 1], 7000 + n)),
+            transport: TransportKind::Tcp,
+            domain: FailureDomain {
+                zone: format!("z{}", n % 2),
+                ..FailureDomain::default()
+            },
+        };
+        let authority = StaticAuthority::new(Arc::new(InOrder((0..4).map(node).collect())));
+        let extents: Vec<_> = (0..4).map(ExtentIndex::new).collect();
+        let place = |replicas, without: &[String]| {
+            authority
+                .place(&region(replicas), &extents, without)
+                .map(|places| places.homes)
+        };
+        assert_eq!(place(2, &[]).expect("nodes"), [0, 1, 1, 2, 2, 3, 3, 0]);
+        // n1 and n3 share a zone: apart is better than near in the order.
+        let without = ["n0".to_owned()];
+        assert_eq!(place(2, &without).expect("nodes"), [1, 2, 1, 2, 2, 3, 3, 2]);
+        let refused = place(4, &without).expect_err("three are left");
+        assert!(matches!(
+            refused,
+            AuthorityError::NoRoom { wanted: 4, left: 3 }
+        ));
+    }
+}
