@@ -2,12 +2,17 @@
 //!
 //! ```toml
 //! extent = "16MiB"              # optional: the unit of placement of new regions
+//! replicas = 2                  # optional: on how many nodes each extent of new regions lives; 1
 //!
 //! [[node]]
 //! name = "n1"                   # unique; placement goes by it, so renaming a node moves extents
 //! control = "10.0.0.7:7700"     # HOST:PORT, as `myco node serve` prints it
 //! transport = "tcp"             # or "verbs"; optional: tcp
 //! weight = 1                    # optional: its share of the extents, in proportion to the others'
+//! region = "eu"                 # optional, as are zone, rack and host: what it fails together with;
+//! zone = "a"                    # replicas of an extent are kept apart
+//! rack = "r7"
+//! host = "h3"
 //! ```
 //!
 //! Every complaint names the file, the line and what to do.
@@ -16,7 +21,7 @@ use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
-use mycoram_fabric::placement::NodeEntry;
+use mycoram_fabric::placement::{FailureDomain, MAX_REPLICAS, NodeEntry};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES};
 use serde::Deserialize;
@@ -36,6 +41,7 @@ const MAX_NAME_BYTES: usize = 255;
 #[derive(Clone, Debug)]
 pub struct NodesFile {
     extent_bytes: ByteCount,
+    replicas: u8,
     nodes: Vec<(NodeEntry, Weight)>,
 }
 
@@ -92,6 +98,16 @@ pub enum Problem {
     Weight {
         /// What stands there.
         weight: f64,
+    },
+    /// The replicas.
+    #[error(
+        "{asked} replicas cannot be: write 1 to {MAX_REPLICAS}, and no more than there are nodes ({nodes})"
+    )]
+    Replicas {
+        /// What stands there.
+        asked: u8,
+        /// How many nodes there are.
+        nodes: usize,
     },
     /// The extent.
     #[error("{extent} is no size for an extent: write whole pages (4KiB), at most 16MiB")]
@@ -159,6 +175,7 @@ pub enum NodesFileError {
 #[serde(deny_unknown_fields)]
 struct Raw {
     extent: Option<Spanned<ByteCount>>,
+    replicas: Option<Spanned<u8>>,
     #[serde(default)]
     node: Vec<RawNode>,
 }
@@ -170,6 +187,14 @@ struct RawNode {
     control: Spanned<String>,
     transport: Option<Spanned<String>>,
     weight: Option<Spanned<f64>>,
+    #[serde(default)]
+    region: String,
+    #[serde(default)]
+    zone: String,
+    #[serde(default)]
+    rack: String,
+    #[serde(default)]
+    host: String,
 }
 
 impl NodesFile {
@@ -214,6 +239,18 @@ impl NodesFile {
                     return Err(lines.complain(&extent, Problem::Extent { extent: bytes }));
                 }
                 bytes
+            }
+        };
+        let replicas = match raw.replicas {
+            None => 1,
+            Some(replicas) => {
+                let asked = *replicas.get_ref();
+                if !(1..=MAX_REPLICAS).contains(&asked) || usize::from(asked) > raw.node.len() {
+                    let nodes = raw.node.len();
+                    let problem = Problem::Replicas { asked, nodes };
+                    return Err(lines.complain(&replicas, problem));
+                }
+                asked
             }
         };
         let mut nodes: Vec<(NodeEntry, Weight)> = Vec::with_capacity(raw.node.len());
@@ -265,11 +302,18 @@ impl NodesFile {
                 name: name.clone(),
                 control,
                 transport,
+                domain: FailureDomain {
+                    region: node.region,
+                    zone: node.zone,
+                    rack: node.rack,
+                    host: node.host,
+                },
             };
             nodes.push((entry, weight));
         }
         Ok(Self {
             extent_bytes,
+            replicas,
             nodes,
         })
     }
@@ -278,6 +322,12 @@ impl NodesFile {
     #[must_use]
     pub fn extent_bytes(&self) -> ByteCount {
         self.extent_bytes
+    }
+
+    /// On how many nodes each extent of new regions lives.
+    #[must_use]
+    pub fn replicas(&self) -> u8 {
+        self.replicas
     }
 
     /// Placement over these nodes.
@@ -335,6 +385,7 @@ impl fmt::Display for NodesFile {
     /// As a nodes file.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "extent = \"{}\"", self.extent_bytes)?;
+        writeln!(f, "replicas = {}", self.replicas)?;
         for (node, weight) in &self.nodes {
             let transport = match node.transport {
                 TransportKind::Verbs => "verbs",
@@ -347,6 +398,17 @@ impl fmt::Display for NodesFile {
                 node.control,
                 weight.get()
             )?;
+            let domain = &node.domain;
+            for (level, name) in [
+                ("region", &domain.region),
+                ("zone", &domain.zone),
+                ("rack", &domain.rack),
+                ("host", &domain.host),
+            ] {
+                if !name.is_empty() {
+                    writeln!(f, "{level} = {name:?}")?;
+                }
+            }
         }
         Ok(())
     }
@@ -374,11 +436,13 @@ mod tests {
     #[test]
     fn a_file_says_nodes_and_defaults() {
         let file = parse(
-            "extent = \"1MiB\"\n[[node]]\nname = \"a\"\ncontrol = \"127.0.0.1:7700\"\n\
-             [[node]]\nname = \"b\"\ncontrol = \"[::1]:7700\"\ntransport = \"verbs\"\nweight = 2\n",
+            "extent = \"1MiB\"\nreplicas = 2\n[[node]]\nname = \"a\"\ncontrol = \"127.0.0.1:7700\"\n\
+             [[node]]\nname = \"b\"\ncontrol = \"[::1]:7700\"\ntransport = \"verbs\"\nweight = 2\n\
+             zone = \"z\"\nhost = \"h\"\n",
         );
         let file = file.expect("a nodes file");
         assert_eq!(file.extent_bytes(), ByteCount::mib(1));
+        assert_eq!(file.replicas(), 2);
         let placement = file.placement();
         let nodes = placement.nodes();
         assert_eq!(nodes[0].transport, TransportKind::Tcp);
@@ -387,6 +451,11 @@ mod tests {
             (TransportKind::Verbs, "b")
         );
         assert_eq!(file.nodes[1].1, Weight::new(2.0).expect("a weight"));
+        assert_eq!(nodes[0].domain, FailureDomain::default());
+        assert_eq!(
+            (nodes[1].domain.zone.as_str(), nodes[1].domain.host.as_str()),
+            ("z", "h")
+        );
         let again = parse(&file.to_string()).expect("its own words");
         assert_eq!(again.nodes, file.nodes);
     }
@@ -427,6 +496,12 @@ mod tests {
             ),
             (&format!("extent = \"5KiB\"\n{node}"), 1, "whole pages"),
             (&format!("extent = \"32MiB\"\n{node}"), 1, "at most 16MiB"),
+            (
+                &format!("replicas = 2\n{node}"),
+                1,
+                "no more than there are nodes (1)",
+            ),
+            (&format!("replicas = 0\n{node}"), 1, "write 1 to 4"),
             (
                 "\n[[node]]\nname = \"\"\ncontrol = \"127.0.0.1:7700\"\n",
                 3,

@@ -60,6 +60,7 @@ impl Placement for StaticPlacement {
 mod tests {
     use std::net::SocketAddr;
 
+    use mycoram_fabric::placement::FailureDomain;
     use mycoram_fabric::transport::TransportKind;
     use mycoram_fabric::units::{ByteCount, Epoch, RegionId, TenantId};
     use proptest::prelude::*;
@@ -74,6 +75,7 @@ mod tests {
                 name: format!("node-{n}"),
                 control: SocketAddr::from(([10, 0, 0, 1], 7000 + n as u16)),
                 transport: TransportKind::Tcp,
+                domain: FailureDomain::default(),
             };
             (entry, Weight::new(*weight).expect("a weight"))
         };
@@ -87,6 +89,7 @@ mod tests {
             epoch: Epoch::new(1),
             bytes: ByteCount::mib(1),
             extent_bytes: ByteCount::mib(1),
+            replicas: 1,
         }
     }
 

@@ -1,0 +1,332 @@
+//! One call at a time: a deadline for each try, and a bound on tries.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+use super::error::{ClientError, Refused, is_passing};
+use crate::identity::Credentials;
+use crate::proto;
+use crate::proto::control_plane_client::ControlPlaneClient;
+
+/// How long one try may take.
+const TRY: Duration = Duration::from_secs(3);
+/// How long a connection may take to come to be.
+const CONNECT: Duration = Duration::from_secs(1);
+/// Between the first two tries; twice as long each further time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Most processes of one control plane.
+const MAX_PROCESSES: usize = 16;
+/// The port where none is named.
+const DEFAULT_PORT: u16 = 7400;
+
+/// Where a control plane is: `control://host:port[,host:port...]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ControlAddress {
+    processes: Vec<String>,
+}
+
+/// A text is no address of a control plane.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" is no address of a control plane: give control://HOST:PORT")]
+pub struct AddressError {
+    text: String,
+}
+
+impl FromStr for ControlAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let error = || AddressError {
+            text: text.to_owned(),
+        };
+        let list = text.strip_prefix("control://").ok_or_else(error)?;
+        let list = list.strip_suffix('/').unwrap_or(list);
+        let process = |part: &str| {
+            let with_port = match part.rsplit_once(':') {
+                Some((host, port)) if port.parse::<u16>().is_ok() && !host.is_empty() => {
+                    part.to_owned()
+                }
+                None if !part.is_empty() => format!("{part}:{DEFAULT_PORT}"),
+                _ => return Err(error()),
+            };
+            Endpoint::from_shared(format!("http://{with_port}")).map_err(|_| error())?;
+            Ok(with_port)
+        };
+        let processes: Vec<_> = list.split(',').map(process).collect::<Result<_, _>>()?;
+        if processes.len() > MAX_PROCESSES {
+            return Err(error());
+        }
+        Ok(Self { processes })
+    }
+}
+
+impl TryFrom<String> for ControlAddress {
+    type Error = AddressError;
+    fn try_from(text: String) -> Result<Self, AddressError> {
+        text.parse()
+    }
+}
+
+impl From<ControlAddress> for String {
+    fn from(address: ControlAddress) -> Self {
+        address.to_string()
+    }
+}
+
+impl fmt::Display for ControlAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "control://{}", self.processes.join(","))
+    }
+}
+
+/// How a control plane is reached.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Where it is.
+    pub address: ControlAddress,
+    /// What is shown to it; `None`: it was started with `--insecure`.
+    pub credentials: Option<Credentials>,
+    /// How long a call goes on while the control plane is away. Default 5 s. Shorter gives up during a
+    /// restart.
+    pub patience: Duration,
+}
+
+impl Access {
+    /// With the default patience.
+    #[must_use]
+    pub fn new(address: ControlAddress, credentials: Option<Credentials>) -> Self {
+        Self {
+            address,
+            credentials,
+            patience: Duration::from_secs(5),
+        }
+    }
+}
+
+/// See the module. Connects when it is first called, and again when it has to.
+pub struct ControlClient {
+    runtime: Runtime,
+    processes: Vec<(String, ControlPlaneClient<Channel>)>,
+    /// Which process answered last.
+    present: AtomicUsize,
+    patience: Duration,
+}
+
+/// Why a client could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Threads or descriptors.
+    #[error("the threads that call the control plane could not be started")]
+    Threads(#[from] std::io::Error),
+    /// The certificates.
+    #[error("the certificates in {} cannot be used", directory.display())]
+    Certificates {
+        /// Where they were read.
+        directory: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+/// Makes a method for each call.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident: $request:ident -> $reply:ident;)*) => {
+        impl ControlClient {
+            $($(#[$doc])*
+            pub fn $name(&self, request: proto::$request) -> Result<proto::$reply, ClientError> {
+                self.call(async |mut to: ControlPlaneClient<Channel>| {
+                    to.$name(Request::new(request.clone())).await
+                })
+            })*
+        }
+    };
+}
+
+calls! {
+    /// `RegisterNode` of the proto file.
+    register_node: RegisterNodeRequest -> RegisterNodeReply;
+    /// `Heartbeat` of the proto file.
+    heartbeat: HeartbeatRequest -> HeartbeatReply;
+    /// `ConfirmNodeOrder` of the proto file.
+    confirm_node_order: ConfirmNodeOrderRequest -> Nothing;
+    /// `AcquireRegion` of the proto file.
+    acquire_region: AcquireRegionRequest -> AcquireRegionReply;
+    /// `RenewLease` of the proto file.
+    renew_lease: OwnerRequest -> RenewLeaseReply;
+    /// `GiveBackRegion` of the proto file.
+    give_back_region: OwnerRequest -> Nothing;
+    /// `PlaceExtents` of the proto file.
+    place_extents: PlaceExtentsRequest -> PlaceExtentsReply;
+    /// `MarkStale` of the proto file.
+    mark_stale: MarkStaleRequest -> Nothing;
+    /// `GetOrders` of the proto file.
+    get_orders: OwnerRequest -> GetOrdersReply;
+    /// `ReplicaCopied` of the proto file.
+    replica_copied: ReplicaCopiedRequest -> Nothing;
+    /// `ReplicaDropped` of the proto file.
+    replica_dropped: ReplicaDroppedRequest -> Nothing;
+    /// `GetDirectory` of the proto file.
+    get_directory: GetDirectoryRequest -> GetDirectoryReply;
+    /// `GetGrant` of the proto file.
+    get_grant: GetGrantRequest -> GetGrantReply;
+    /// `ReportNode` of the proto file.
+    report_node: ReportNodeRequest -> Nothing;
+    /// `GetCluster` of the proto file.
+    get_cluster: Nothing -> GetClusterReply;
+    /// `ListNodes` of the proto file.
+    list_nodes: Nothing -> ListNodesReply;
+    /// `ListRegions` of the proto file.
+    list_regions: Nothing -> ListRegionsReply;
+    /// `GetRegion` of the proto file.
+    get_region: GetRegionRequest -> RegionStatus;
+    /// `CreateRegion` of the proto file.
+    create_region: CreateRegionRequest -> RegionStatus;
+    /// `Reserve` of the proto file.
+    reserve: Reservation -> Nothing;
+    /// `Unreserve` of the proto file.
+    unreserve: UnreserveRequest -> Nothing;
+    /// `ListReservations` of the proto file.
+    list_reservations: Nothing -> ListReservationsReply;
+    /// `DeleteRegion` of the proto file.
+    delete_region: DeleteRegionRequest -> DeleteRegionReply;
+    /// `DrainNode` of the proto file.
+    drain_node: NodeNameRequest -> DrainNodeReply;
+    /// `EndDrain` of the proto file.
+    end_drain: NodeNameRequest -> EndDrainReply;
+    /// `RemoveNode` of the proto file.
+    remove_node: RemoveNodeRequest -> Nothing;
+}
+
+impl ControlClient {
+    /// A client; nothing is called yet.
+    pub fn new(access: &Access) -> Result<Self, SetupError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("myco-control-io")
+            .enable_all()
+            .build()?;
+        let scheme = if access.credentials.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let _inside = runtime.enter();
+        let mut processes = Vec::new();
+        for process in &access.address.processes {
+            // Checked when the address was read.
+            let Ok(endpoint) = Endpoint::from_shared(format!("{scheme}://{process}")) else {
+                continue;
+            };
+            let mut endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
+            if let Some(credentials) = &access.credentials {
+                endpoint = endpoint
+                    .tls_config(credentials.client())
+                    .map_err(|source| SetupError::Certificates {
+                        directory: credentials.directory().to_owned(),
+                        source,
+                    })?;
+            }
+            let client = ControlPlaneClient::new(endpoint.connect_lazy());
+            processes.push((process.clone(), client));
+        }
+        drop(_inside);
+        Ok(Self {
+            runtime,
+            processes,
+            present: AtomicUsize::new(0),
+            patience: access.patience,
+        })
+    }
+
+    fn call<T, F>(&self, mut each: F) -> Result<T, ClientError>
+    where
+        F: AsyncFnMut(ControlPlaneClient<Channel>) -> Result<Response<T>, Status>,
+    {
+        let until = Instant::now() + self.patience;
+        let mut pause = FIRST_PAUSE;
+        let mut tries = 0;
+        self.runtime.block_on(async {
+            loop {
+                let present = self.present.load(Ordering::Relaxed) % self.processes.len();
+                let (address, client) = &self.processes[present];
+                tries += 1;
+                let status = match tokio::time::timeout(TRY, each(client.clone())).await {
+                    Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                    Ok(Err(status)) => status,
+                    Err(_) => Status::deadline_exceeded("it did not answer in time"),
+                };
+                if !is_passing(&status) {
+                    return Err(Refused::from(&status).into());
+                }
+                // Another process may lead by now.
+                self.present.store(present + 1, Ordering::Relaxed);
+                if Instant::now() + pause >= until {
+                    return Err(ClientError::Away {
+                        address: address.clone(),
+                        tries,
+                        source: Box::new(status),
+                    });
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        })
+    }
+
+    /// What was said makes no sense.
+    pub(super) fn unexpected(&self) -> ClientError {
+        let present = self.present.load(Ordering::Relaxed) % self.processes.len();
+        ClientError::Unexpected {
+            address: self.processes[present].0.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for ControlClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let processes = self.processes.iter().map(|(process, _)| process);
+        f.debug_list().entries(processes).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_they_are_written() {
+        let read = |text: &str| text.parse::<ControlAddress>();
+        for text in [
+            "control://h:1",
+            "control://h:1,10.0.0.1:2",
+            "control://[::1]:7400",
+        ] {
+            assert_eq!(read(text).expect("an address").to_string(), text);
+        }
+        assert_eq!(
+            read("control://h").expect("an address").to_string(),
+            "control://h:7400"
+        );
+        for text in [
+            "h:1",
+            "control://",
+            "control://h:x",
+            "control://,",
+            "control://:1",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+}
