@@ -40,7 +40,9 @@ pub(crate) trait Backing: Send + Sync {
 /// Opens what `config` says.
 pub(crate) fn open(config: &Config) -> Result<Arc<dyn Backend>, OpenError> {
     match &config.source {
-        Source::Nodes { .. } | Source::NodesFile(_) => Ok(Arc::new(InProcess::open(config)?)),
+        Source::Nodes { .. } | Source::NodesFile(_) | Source::Control(_) => {
+            Ok(Arc::new(InProcess::open(config)?))
+        }
         Source::Agent(socket) => Ok(Arc::new(Daemon::open(socket, config)?)),
     }
 }

@@ -40,6 +40,9 @@ pub enum OpenError {
     /// The nodes file cannot be used.
     #[error("far memory cannot be opened with this nodes file")]
     NodesFile(#[from] NodesFileError),
+    /// The control plane cannot be used.
+    #[error("far memory cannot be opened by this control plane")]
+    Control(#[from] mycoram_control::client::OpenError),
     /// A transport is not to be had here.
     #[error("the memory nodes cannot be reached from here")]
     Transport(#[from] TransportError),
@@ -176,6 +179,7 @@ impl OpenError {
             Self::Resolve(_) => Status::Unreachable,
             Self::Node(error) => session_status(error),
             Self::NodesFile(_) => Status::Config,
+            Self::Control(error) => control_status(error),
             Self::Transport(_) => Status::System,
             Self::Daemon(error) => daemon_status(error),
         }
@@ -259,10 +263,22 @@ impl UnmapError {
     }
 }
 
+fn control_status(error: &mycoram_control::client::OpenError) -> Status {
+    use mycoram_control::client::OpenError;
+    match error {
+        OpenError::Client(error) if error.is_away() => Status::Unreachable,
+        OpenError::Client(_) | OpenError::Field(_) => Status::Refused,
+        OpenError::Credentials(_) => Status::Config,
+        OpenError::NoNodes { .. } => Status::NoSpace,
+        OpenError::Setup(_) | OpenError::Transport(_) => Status::System,
+    }
+}
+
 fn session_status(error: &SessionError) -> Status {
     match error {
         SessionError::Unreachable { .. } | SessionError::Broke { .. } => Status::Unreachable,
-        SessionError::Protocol { .. }
+        SessionError::Tls { .. }
+        | SessionError::Protocol { .. }
         | SessionError::Version { .. }
         | SessionError::Unexpected { .. }
         | SessionError::Refused { .. } => Status::Refused,

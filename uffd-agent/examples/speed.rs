@@ -17,11 +17,12 @@ use mycoram_agent::kernel::{
     EventReader, Feature, FeatureSet, TargetAddr, TargetEvent, TargetRange, Userfault, Wake, Watch,
 };
 use mycoram_agent::{PrefetchPolicy, Region};
+use mycoram_fabric::authority::StaticAuthority;
 use mycoram_fabric::node::{HugePages, MemoryNode, NodeConfig, Pool};
 use mycoram_fabric::pages::{
-    Direction, FrameIndex, LaneConfig, PageLane, PageRequest, RemoteRegion,
+    Direction, FrameIndex, LaneConfig, PageLane, PageRequest, RemoteRegion, Which,
 };
-use mycoram_fabric::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
+use mycoram_fabric::placement::{FailureDomain, NodeEntry, Placement, PlacementError, RegionEntry};
 use mycoram_fabric::remote::{Remote, RemoteOptions, Transports};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::transport::tcp::{TcpServer, TcpServerConfig};
@@ -92,6 +93,7 @@ fn lane_rtt(lane: &mut dyn PageLane, spin: bool) -> Vec<u64> {
                 page: PageIndex::new(dice.below(u64::from(PAGES)) as u32),
                 run: 1,
                 frame: FrameIndex(0),
+                which: Which::Live,
             };
             lane.queue(request).expect("room");
             lane.ring();
@@ -125,6 +127,7 @@ fn lane_bandwidth(lane: &mut dyn PageLane) -> f64 {
                 page: PageIndex::new(next),
                 run: 16,
                 frame: FrameIndex(frame),
+                which: Which::Live,
             };
             next = (next + 16) % PAGES;
             lane.queue(request).expect("room");
@@ -243,6 +246,7 @@ fn main() {
         name: "n".to_owned(),
         control: address.trim().parse().expect("an address"),
         transport: TransportKind::Tcp,
+        domain: FailureDomain::default(),
     };
     let placement = OneNode(vec![entry]);
     let transports = Transports::for_nodes(&placement.0).expect("tcp");
@@ -252,9 +256,10 @@ fn main() {
         epoch: Epoch::new(1),
         bytes: ByteCount::new(u64::from(PAGES) * PAGE_BYTES as u64),
         extent_bytes: ByteCount::new(DEFAULT_EXTENT_BYTES),
+        replicas: 1,
     };
     let remote = Remote::create(
-        &placement,
+        Arc::new(StaticAuthority::new(Arc::new(placement))),
         &transports,
         &region,
         &RemoteOptions::system().expect("options"),

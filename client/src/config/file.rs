@@ -1,10 +1,12 @@
-//! Configuration files: TOML with the same options as a URI, and one of three sources.
+//! Configuration files: TOML with the same options as a URI, and one of four sources.
 //!
 //! ```toml
 //! local = "128MiB"
-//! nodes = ["10.0.0.7:7700", "10.0.0.8:7700"]   # or nodes_file = "nodes.toml", or agent = "/run/..sock"
+//! nodes = ["10.0.0.7:7700", "10.0.0.8:7700"]   # or nodes_file = "nodes.toml", or agent = "/run/..sock",
+//!                                              # or control = "control://10.0.0.1:7400?tls=/etc/myco"
 //! transport = "tcp"                            # with `nodes` only; a nodes file says its own
 //! extent = "16MiB"                             # optional
+//! replicas = 2                                 # optional
 //! workers = 0                                  # optional
 //! ```
 //!
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use mycoram_control::client::{ControlUrl, ControlUrlError};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES};
 
@@ -60,11 +63,20 @@ pub enum FileError {
         #[source]
         source: HostPortError,
     },
-    /// Two of `nodes`, `nodes_file` and `agent`.
-    #[error("{} names two sources: one of nodes, nodes_file and agent", path.display())]
+    /// Two of `nodes`, `nodes_file`, `control` and `agent`.
+    #[error("{} names two sources: one of nodes, nodes_file, control and agent", path.display())]
     TwoSources {
         /// The file.
         path: PathBuf,
+    },
+    /// Not a control plane's URL.
+    #[error("{}: the control plane's URL cannot be read", path.display())]
+    Control {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ControlUrlError,
     },
     /// An option that means nothing with this source.
     #[error("{}: {option} has no meaning with {source_key}", path.display())]
@@ -93,9 +105,11 @@ struct Raw {
     local: Option<ByteCount>,
     nodes: Option<Vec<String>>,
     nodes_file: Option<PathBuf>,
+    control: Option<String>,
     agent: Option<PathBuf>,
     transport: Option<String>,
     extent: Option<ByteCount>,
+    replicas: Option<u8>,
     workers: Option<u16>,
 }
 
@@ -137,9 +151,9 @@ impl Config {
                 Ok(())
             }
         };
-        let source = match (raw.nodes, raw.nodes_file, raw.agent) {
-            (None, None, None) => return Err(impossible(ConfigError::NoNodes)),
-            (Some(nodes), None, None) => Source::Nodes {
+        let source = match (raw.nodes, raw.nodes_file, raw.agent, raw.control) {
+            (None, None, None, None) => return Err(impossible(ConfigError::NoNodes)),
+            (Some(nodes), None, None, None) => Source::Nodes {
                 nodes: nodes
                     .iter()
                     .enumerate()
@@ -156,13 +170,23 @@ impl Config {
                     None => TransportKind::Tcp,
                 },
             },
-            (None, Some(file), None) => {
+            (None, Some(file), None, None) => {
                 given(raw.transport.is_some(), "transport", "nodes_file")?;
                 Source::NodesFile(path.parent().unwrap_or(Path::new("")).join(file))
             }
-            (None, None, Some(socket)) => {
+            (None, None, None, Some(url)) => {
+                given(raw.transport.is_some(), "transport", "control")?;
+                given(raw.replicas.is_some(), "replicas", "control")?;
+                let url: ControlUrl = url.parse().map_err(|source| FileError::Control {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Source::Control(Box::new(url))
+            }
+            (None, None, Some(socket), None) => {
                 given(raw.transport.is_some(), "transport", "agent")?;
                 given(raw.extent.is_some(), "extent", "agent")?;
+                given(raw.replicas.is_some(), "replicas", "agent")?;
                 given(raw.workers.is_some(), "workers", "agent")?;
                 Source::Agent(socket)
             }
@@ -172,10 +196,16 @@ impl Config {
                 });
             }
         };
+        // A control plane's URL says it itself.
+        let of_url = match &source {
+            Source::Control(url) => Some(url.replicas),
+            _ => None,
+        };
         let config = Self {
             source,
             local: raw.local.ok_or_else(|| impossible(ConfigError::NoLocal))?,
             extent: raw.extent.unwrap_or(ByteCount::new(DEFAULT_EXTENT_BYTES)),
+            replicas: of_url.or(raw.replicas).unwrap_or(1),
             workers: raw.workers.unwrap_or(0),
         };
         config.check().map_err(impossible)?;

@@ -17,6 +17,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use mycoram_control::client::ControlUrl;
+use mycoram_fabric::placement::MAX_REPLICAS;
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES, PAGE_BYTES, ParseSizeError};
 
@@ -147,6 +149,8 @@ pub enum Source {
     },
     /// Memory nodes listed in a nodes file (as for `myco vm run --nodes`); the agent runs inside this process.
     NodesFile(PathBuf),
+    /// A control plane, and what its regions are to be; the agent runs inside this process.
+    Control(Box<ControlUrl>),
     /// A daemon (`myco agent serve`) that was told its memory nodes; the agent runs there.
     Agent(PathBuf),
 }
@@ -162,6 +166,10 @@ pub struct Config {
     /// The unit of placement on memory nodes: a power of two from 64 KiB to 16 MiB. Default 16 MiB.
     /// Smaller spreads a small mapping over more nodes and costs more keys.
     pub extent: ByteCount,
+    /// On how many memory nodes each extent lives, 1 to 4. Default 1. With more, so many less one can die and
+    /// no page is lost; each costs as many bytes on the wire and at the nodes as the first. Without meaning
+    /// where a daemon is the agent.
+    pub replicas: u8,
     /// Fault workers a mapping, 1 to [`MAX_WORKERS`]; 0, the default, lets the agent choose. Each is a
     /// thread with a queue pair to every node. Without meaning where a daemon is the agent.
     pub workers: u16,
@@ -199,6 +207,14 @@ pub enum ConfigError {
     Local {
         /// What was asked.
         local: ByteCount,
+    },
+    /// `replicas` is not possible.
+    #[error(
+        "{replicas} replicas are not possible: 1 to {MAX_REPLICAS}, and no more than there are memory nodes"
+    )]
+    Replicas {
+        /// What was asked.
+        replicas: u8,
     },
     /// `extent` is not one of the possible sizes.
     #[error("an extent of {extent} is not possible: a power of two from 64KiB to 16MiB")]
@@ -258,13 +274,14 @@ impl Config {
             source,
             local,
             extent: ByteCount::new(DEFAULT_EXTENT_BYTES),
+            replicas: 1,
             workers: 0,
         };
         config.check()?;
         Ok(config)
     }
 
-    /// Reads `text`: a `myco:` or `myco+agent:` URI, or else the path of a TOML file.
+    /// Reads `text`: a `myco:`, `myco+agent:` or `control:` URI, or else the path of a TOML file.
     ///
     /// ```
     /// # use mycoram::Config;
@@ -273,7 +290,10 @@ impl Config {
     /// # Ok::<(), mycoram::ParseError>(())
     /// ```
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        if text.starts_with("myco:") || text.starts_with("myco+") {
+        if ["myco:", "myco+", "control:"]
+            .iter()
+            .any(|scheme| text.starts_with(scheme))
+        {
             Ok(text.parse::<Self>()?)
         } else {
             Ok(Self::from_file(Path::new(text))?)
@@ -299,7 +319,7 @@ impl Config {
                     return Err(ConfigError::Transport);
                 }
             }
-            Source::NodesFile(_) => {}
+            Source::NodesFile(_) | Source::Control(_) => {}
             Source::Agent(socket) => {
                 if !socket.is_absolute() {
                     return Err(ConfigError::AgentPath);
@@ -313,6 +333,17 @@ impl Config {
         if !extent.is_power_of_two() || !(64 << 10..=16 << 20).contains(&extent) {
             return Err(ConfigError::Extent {
                 extent: self.extent,
+            });
+        }
+        let nodes = match &self.source {
+            Source::Nodes { nodes, .. } => nodes.len(),
+            Source::NodesFile(_) | Source::Control(_) | Source::Agent(_) => {
+                usize::from(MAX_REPLICAS)
+            }
+        };
+        if !(1..=MAX_REPLICAS).contains(&self.replicas) || usize::from(self.replicas) > nodes {
+            return Err(ConfigError::Replicas {
+                replicas: self.replicas,
             });
         }
         if self.workers > MAX_WORKERS {

@@ -20,6 +20,27 @@ fn toml(text: &str) -> Result<Config, FileError> {
 }
 
 #[test]
+fn a_control_planes_url_has_options_of_its_own_and_of_this_process() {
+    let text = "control://h:7400?tls=/etc/myco&replicas=2&local=64MiB&extent=1MiB";
+    let config = Config::parse(text).expect("a configuration");
+    assert_eq!(config.local, ByteCount::mib(64));
+    assert_eq!(config.extent, ByteCount::mib(1));
+    let Source::Control(url) = &config.source else {
+        panic!("{config:?}");
+    };
+    assert_eq!(url.replicas, 2);
+    assert_eq!(config.to_string().parse(), Ok(config.clone()));
+    let file = "local = \"64MiB\"\nextent = \"1MiB\"\ncontrol = \"control://h:7400?tls=/etc/myco&replicas=2\"";
+    let from_file = Config::from_toml(file, Path::new("far.toml")).expect("a configuration");
+    assert_eq!(from_file, config);
+    assert!(
+        "control://h:7400?tls=/d".parse::<Config>().is_err(),
+        "no local budget"
+    );
+    assert!(Config::from_toml(&format!("{file}\nagent = \"/a\""), Path::new("f")).is_err());
+}
+
+#[test]
 fn a_uri_names_nodes_and_a_budget() {
     let config =
         uri("myco://node-a:7700,[::1]:7701/?local=128MiB&transport=verbs&workers=3").unwrap();
@@ -98,6 +119,11 @@ fn what_is_no_uri_is_refused_with_the_reason() {
         ),
         ("myco://a:1?local=8MiB&workers=-1", UriError::Workers),
         (
+            "myco://a:1,b:1?local=8MiB&replicas=3",
+            ConfigError::Replicas { replicas: 3 }.into(),
+        ),
+        ("myco://a:1?local=8MiB&replicas=two", UriError::Replicas),
+        (
             "myco://a:1?local=8MiB&transport=sim",
             ConfigError::Transport.into(),
         ),
@@ -119,8 +145,10 @@ fn what_is_no_uri_is_refused_with_the_reason() {
 
 #[test]
 fn a_file_says_the_same_as_a_uri() {
-    let from_file = toml("local = '128MiB'\nnodes = ['a:1', 'b:2']\ntransport = 'tcp'").unwrap();
-    assert_eq!(from_file, uri("myco://a:1,b:2?local=128MiB").unwrap());
+    let text = "local = '128MiB'\nnodes = ['a:1', 'b:2']\ntransport = 'tcp'\nreplicas = 2";
+    let from_file = toml(text).unwrap();
+    let from_uri = uri("myco://a:1,b:2?local=128MiB&replicas=2").unwrap();
+    assert_eq!((from_file.replicas, &from_file), (2, &from_uri));
     let from_file = toml("local = 8388608\nagent = '/run/a.sock'").unwrap();
     assert_eq!(
         from_file,
@@ -193,12 +221,14 @@ fn any_config() -> impl Strategy<Value = Config> {
             };
             (source, 1u64 << extent_shift, workers)
         });
+
     let agent = "/[ -~é]{0,30}".prop_map(|path| (Source::Agent(PathBuf::from(path)), 16 << 20, 0));
     (prop_oneof![nodes, agent], 256u64..1 << 40).prop_map(|((source, extent, workers), pages)| {
         Config {
             source,
             local: ByteCount::new(pages * 4096),
             extent: ByteCount::new(extent),
+            replicas: 1,
             workers,
         }
     })

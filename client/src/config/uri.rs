@@ -1,13 +1,16 @@
-//! URIs: `myco://HOST:PORT[,HOST:PORT...]?local=SIZE&...` and `myco+agent:///SOCKET?local=SIZE&...`.
+//! URIs: `myco://HOST:PORT[,HOST:PORT...]?local=SIZE&...`, `myco+agent:///SOCKET?local=SIZE&...` and
+//! `control://HOST:PORT?local=SIZE&...`.
 //!
-//! Options stand once, in any order: `local`, `transport`, `extent`, `workers`. What is not known is
-//! refused, so that a mistyped option is not silently a default. `%XX` may stand for a byte of a path.
+//! Options stand once, in any order: `local`, `transport`, `extent`, `replicas`, `workers`; for a control plane
+//! those of its URL (see `mycoram_control`) too. What is not known is refused, so that a mistyped option is
+//! not silently a default. `%XX` may stand for a byte of a path.
 
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use mycoram_control::client::{CONTROL_SCHEME, ControlUrl, ControlUrlError};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES};
 
@@ -20,8 +23,13 @@ const AGENT_SCHEME: &str = "myco+agent://";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UriError {
     /// Starts with neither scheme.
-    #[error("it starts with myco:// (memory nodes) or myco+agent:// (a daemon's socket)")]
+    #[error(
+        "it starts with myco:// (memory nodes), control:// (a control plane) or myco+agent:// (a daemon's socket)"
+    )]
     Scheme,
+    /// Not a control plane's.
+    #[error(transparent)]
+    Control(#[from] ControlUrlError),
     /// One of the nodes is not `HOST:PORT`.
     #[error("memory node number {number} cannot be read")]
     Node {
@@ -39,7 +47,7 @@ pub enum UriError {
     },
     /// An option that there is not.
     #[error(
-        "option number {number} is not known: there are local, transport, extent and workers (for myco+agent: local only)"
+        "option number {number} is not known: there are local, transport, extent, replicas and workers (for myco+agent: local only)"
     )]
     OptionUnknown {
         /// Which one, counted from 1.
@@ -54,6 +62,9 @@ pub enum UriError {
     /// `%` without two hexadecimal digits, or `%00`.
     #[error("the path has a % that is not followed by two hexadecimal digits (or is %00)")]
     Escape,
+    /// `replicas` is not a number.
+    #[error("replicas is not a number from 1 to 4")]
+    Replicas,
     /// `workers` is not a number.
     #[error("workers is not a number from 0 to 64")]
     Workers,
@@ -67,6 +78,7 @@ struct Options {
     local: Option<ByteCount>,
     transport: Option<TransportKind>,
     extent: Option<ByteCount>,
+    replicas: Option<u8>,
     workers: Option<u16>,
 }
 
@@ -100,6 +112,10 @@ impl Options {
                 "extent" if !for_agent => {
                     set(&mut options.extent, number, size("extent", value)?)?;
                 }
+                "replicas" if !for_agent => {
+                    let replicas = value.parse().map_err(|_| UriError::Replicas)?;
+                    set(&mut options.replicas, number, replicas)?;
+                }
                 "workers" if !for_agent => {
                     let workers = value.parse().map_err(|_| UriError::Workers)?;
                     set(&mut options.workers, number, workers)?;
@@ -115,6 +131,9 @@ impl FromStr for Config {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
+        if text.starts_with(CONTROL_SCHEME) {
+            return control(text);
+        }
         let (rest, for_agent) = if let Some(rest) = text.strip_prefix(NODES_SCHEME) {
             (rest, false)
         } else if let Some(rest) = text.strip_prefix(AGENT_SCHEME) {
@@ -154,11 +173,39 @@ impl FromStr for Config {
             extent: options
                 .extent
                 .unwrap_or(ByteCount::new(DEFAULT_EXTENT_BYTES)),
+            replicas: options.replicas.unwrap_or(1),
             workers: options.workers.unwrap_or(0),
         };
         config.check()?;
         Ok(config)
     }
+}
+
+/// A control plane's URL, with this process's own options in it.
+fn control(text: &str) -> Result<Config, UriError> {
+    let (address, query) = text.split_once('?').unwrap_or((text, ""));
+    let own = |part: &&str| {
+        let name = part.split_once('=').map_or(*part, |(name, _)| name);
+        matches!(name, "local" | "extent" | "workers")
+    };
+    let (own, theirs): (Vec<&str>, Vec<&str>) = query.split('&').partition(own);
+    let options = match own.is_empty() {
+        true => Options::default(),
+        false => Options::read(&own.join("&"), false)?,
+    };
+    let url = format!("{address}?{}", theirs.join("&"));
+    let url: ControlUrl = url.parse()?;
+    let config = Config {
+        replicas: url.replicas,
+        source: Source::Control(Box::new(url)),
+        local: options.local.ok_or(ConfigError::NoLocal)?,
+        extent: options
+            .extent
+            .unwrap_or(ByteCount::new(DEFAULT_EXTENT_BYTES)),
+        workers: options.workers.unwrap_or(0),
+    };
+    config.check()?;
+    Ok(config)
 }
 
 /// The URI that means this configuration; for a nodes file, which no URI names, its path.
@@ -177,8 +224,8 @@ impl fmt::Display for Config {
                 };
                 write!(
                     f,
-                    "?local={}&transport={transport}&extent={}&workers={}",
-                    self.local, self.extent, self.workers
+                    "?local={}&transport={transport}&extent={}&replicas={}&workers={}",
+                    self.local, self.extent, self.replicas, self.workers
                 )
             }
             Source::Agent(socket) => {
@@ -186,6 +233,11 @@ impl fmt::Display for Config {
                 escape(socket, f)?;
                 write!(f, "?local={}", self.local)
             }
+            Source::Control(url) => write!(
+                f,
+                "{url}&local={}&extent={}&workers={}",
+                self.local, self.extent, self.workers
+            ),
             Source::NodesFile(file) => write!(f, "{}", file.display()),
         }
     }

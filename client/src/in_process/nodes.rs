@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use mycoram_agent::Owner;
 use mycoram_agent::daemon::{PlacedRegions, RemoteSource};
+use mycoram_control::client::ControlRegions;
 use mycoram_control::{NodesFile, StaticPlacement};
 use mycoram_fabric::pages::RemoteRegion;
-use mycoram_fabric::placement::{NodeEntry, Placement};
+use mycoram_fabric::placement::{FailureDomain, NodeEntry, Placement};
 use mycoram_fabric::remote::{CreateError, Transports};
 use mycoram_fabric::session::{Dial, TcpDial};
 use mycoram_fabric::units::ByteCount;
@@ -16,13 +17,19 @@ use crate::error::{MapError, OpenError};
 
 /// Memory nodes that answered.
 pub(super) struct Nodes {
-    regions: PlacedRegions,
+    regions: Box<dyn RemoteSource>,
     extent: ByteCount,
 }
 
 impl Nodes {
     /// Asks every node whether it is there.
     pub(super) fn open(config: &Config) -> Result<Self, OpenError> {
+        if let Source::Control(url) = &config.source {
+            return Ok(Self {
+                regions: Box::new(ControlRegions::open(url)?),
+                extent: config.extent,
+            });
+        }
         let placement = placement(config)?;
         for node in placement.nodes() {
             TcpDial::default()
@@ -31,7 +38,9 @@ impl Nodes {
         }
         let transports = Transports::for_nodes(placement.nodes())?;
         Ok(Self {
-            regions: PlacedRegions::new(Arc::new(placement), transports),
+            regions: Box::new(
+                PlacedRegions::new(Arc::new(placement), transports).with_replicas(config.replicas),
+            ),
             extent: config.extent,
         })
     }
@@ -58,6 +67,7 @@ fn placement(config: &Config) -> Result<StaticPlacement, OpenError> {
                     name: node.to_string(),
                     control: node.resolve()?,
                     transport: *transport,
+                    domain: FailureDomain::default(),
                 })
             });
             Ok(StaticPlacement::new(
@@ -65,7 +75,7 @@ fn placement(config: &Config) -> Result<StaticPlacement, OpenError> {
             ))
         }
         Source::NodesFile(path) => Ok(NodesFile::read(path)?.placement()),
-        // A daemon has its own nodes; who asks here has none.
-        Source::Agent(_) => Err(crate::ConfigError::NoNodes.into()),
+        // A daemon and a control plane have their own nodes; who asks here has none.
+        Source::Agent(_) | Source::Control(_) => Err(crate::ConfigError::NoNodes.into()),
     }
 }

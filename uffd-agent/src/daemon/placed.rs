@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mycoram_fabric::authority::{RegionAuthority, StaticAuthority};
 use mycoram_fabric::pages::RemoteRegion;
 use mycoram_fabric::placement::{Placement, RegionEntry};
 use mycoram_fabric::random;
@@ -17,8 +18,9 @@ const FIRST_EPOCH: Epoch = Epoch::new(1);
 /// A [`RemoteSource`] over a placement. Each region is a tenant of its own: no queue pair of one client's
 /// region can reach another's memory.
 pub struct PlacedRegions {
-    placement: Arc<dyn Placement>,
+    authority: Arc<dyn RegionAuthority>,
     transports: Transports,
+    replicas: u8,
 }
 
 impl PlacedRegions {
@@ -26,9 +28,17 @@ impl PlacedRegions {
     #[must_use]
     pub fn new(placement: Arc<dyn Placement>, transports: Transports) -> Self {
         Self {
-            placement,
+            authority: Arc::new(StaticAuthority::new(placement)),
             transports,
+            replicas: 1,
         }
+    }
+
+    /// New regions have so many replicas of each extent.
+    #[must_use]
+    pub fn with_replicas(mut self, replicas: u8) -> Self {
+        self.replicas = replicas;
+        self
     }
 }
 
@@ -54,15 +64,18 @@ impl RemoteSource for PlacedRegions {
             epoch: FIRST_EPOCH,
             bytes,
             extent_bytes,
+            replicas: self.replicas,
         };
         let options = RemoteOptions::system()?;
-        let remote = Remote::create(&*self.placement, &self.transports, &entry, &options)?;
+        let authority = Arc::clone(&self.authority);
+        let remote = Remote::create(authority, &self.transports, &entry, &options)?;
         Ok(owned(remote))
     }
 
     fn reopen(&self, saved: &Owner) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
         let options = RemoteOptions::system()?;
-        let remote = Remote::reopen(&saved.directory, &self.transports, &options)?;
+        let authority = Arc::clone(&self.authority);
+        let remote = Remote::reopen(&saved.directory, authority, &self.transports, &options)?;
         Ok(owned(remote))
     }
 }

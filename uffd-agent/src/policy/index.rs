@@ -52,6 +52,14 @@ pub(super) type PageMap<T> = HashMap<u32, T, BuildHasherDefault<PageHasher>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket(u32);
 
+impl Ticket {
+    /// Whether less than `count` tickets were handed out between the two.
+    pub(super) fn is_within(self, count: u32, other: Self) -> bool {
+        let distance = self.0.wrapping_sub(other.0);
+        distance.min(distance.wrapping_neg()) < count
+    }
+}
+
 /// Hands out tickets; one comes again after 2^32 others, when every ring has been swept many times.
 #[derive(Debug, Default)]
 pub(super) struct Tickets(u32);

@@ -13,7 +13,9 @@
 //! small queue and does not disturb main. A page that faults again while its name is still in the
 //! ghost queue has shown that it is used; it goes to main. Without access bits nothing tells main's
 //! pages apart, so any of them leaves: in order of age, a loop a little larger than the budget would
-//! never hit. Main would grow old if no page came back, so one victim of 32 is main's in any case.
+//! never hit. Main would grow old if no page came back, so one victim of 32 is main's in any case. With such
+//! a page its neighbours leave that came to main together with it: alone they would stand in the way of every
+//! run that a scan reads or evicts from then on.
 
 use mycoram_fabric::units::{PageCount, PageIndex};
 
@@ -72,6 +74,19 @@ struct Known {
 const SMALL_SHARE: usize = 10;
 /// One victim of so many comes from main, even when the small queue is over its share.
 const MAIN_DECAY: u32 = 32;
+/// Most pages of main that leave together: the longest run that is read at once. They came within twice as
+/// many admissions.
+const MAIN_RUN: u32 = 16;
+
+/// Neighbours of a page of main that left, in both directions, as far as they have not been looked at.
+#[derive(Clone, Copy, Debug)]
+struct MainRun {
+    up: Option<PageIndex>,
+    down: Option<PageIndex>,
+    left: u32,
+    /// Of the page that left first.
+    ticket: Ticket,
+}
 
 /// Of the choices in main. Any number does; a fixed one makes runs repeatable.
 const SEED: u64 = 0x6d79_636f_7261_6d21;
@@ -87,7 +102,9 @@ pub struct S3Fifo {
     main: PageQueue,
     ghost: PageQueue,
     budget: usize,
-    since_decay: u32,
+    /// Victims that the small queue gives before main gives one in any case.
+    until_decay: u32,
+    main_run: Option<MainRun>,
     chance: Chance,
 }
 
@@ -104,7 +121,8 @@ impl S3Fifo {
             main: PageQueue::with_room_for(budget),
             ghost: PageQueue::with_room_for(budget),
             budget,
-            since_decay: 0,
+            until_decay: MAIN_DECAY,
+            main_run: None,
             chance: Chance::seeded(SEED),
         }
     }
@@ -194,10 +212,13 @@ impl S3Fifo {
         if let Some((page, _)) = self.take_oldest(Place::First) {
             return Some(page);
         }
+        if let Some(page) = self.next_of_main_run() {
+            return Some(page);
+        }
         // Each turn either answers or takes a page's mark away, so it ends.
         loop {
             let small_over = self.small.len() >= self.small_share() || self.main.len() == 0;
-            let decays = self.since_decay >= MAIN_DECAY && self.main.len() > 0;
+            let decays = self.until_decay == 0 && self.main.len() > 0;
             let place = if small_over && !decays && self.small.len() > 0 {
                 Place::Small
             } else {
@@ -208,12 +229,57 @@ impl S3Fifo {
                 self.put(page, Place::Main);
                 continue;
             }
-            self.since_decay = match place {
-                Place::Small => self.since_decay + 1,
-                _ => 0,
-            };
+            match place {
+                Place::Small => self.until_decay = self.until_decay.saturating_sub(1),
+                _ if !decays => self.until_decay = MAIN_DECAY,
+                _ => {
+                    self.until_decay = MAIN_DECAY;
+                    let one = PageCount::new(1);
+                    self.main_run = Some(MainRun {
+                        up: page.checked_add(one),
+                        down: page.checked_sub(one),
+                        left: MAIN_RUN - 1,
+                        ticket: known.ticket,
+                    });
+                }
+            }
             return Some(page);
         }
+    }
+
+    /// Takes the next neighbour of the page of main that left last.
+    fn next_of_main_run(&mut self) -> Option<PageIndex> {
+        let mut run = self.main_run.filter(|run| run.left > 0)?;
+        let one = PageCount::new(1);
+        let is_main = |page: &PageIndex| {
+            let known = self.known.get(&page.get());
+            known.is_some_and(|known| {
+                known.place == Place::Main
+                    && !known.used_again
+                    && known.ticket.is_within(2 * MAIN_RUN, run.ticket)
+            })
+        };
+        run.up = run.up.filter(is_main);
+        run.down = run.down.filter(is_main);
+        let page = match (run.up, run.down) {
+            (Some(page), _) => {
+                run.up = page.checked_add(one);
+                page
+            }
+            (None, Some(page)) => {
+                run.down = page.checked_sub(one);
+                page
+            }
+            (None, None) => {
+                self.main_run = None;
+                return None;
+            }
+        };
+        run.left -= 1;
+        self.main_run = Some(run);
+        self.until_decay += MAIN_DECAY;
+        self.forget(page);
+        Some(page)
     }
 }
 

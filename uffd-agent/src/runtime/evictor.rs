@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mycoram_fabric::pages::{Direction, FrameIndex, PageDone, PageError, PageLane, PageRequest};
+use mycoram_fabric::pages::{
+    Direction, FrameIndex, PageDone, PageError, PageLane, PageRequest, Which,
+};
 use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 use twox_hash::XxHash3_64;
@@ -321,6 +323,7 @@ impl Evictor {
             page: run.page,
             run: run.count as u16,
             frame: FrameIndex(block.0 + run.slot as u32),
+            which: Which::Live,
         };
         if self.lane.queue(request).is_err() {
             return false;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, MAX_RUN_PAGES, PageDone, PageError, PageLane, PageRequest,
+    Which,
 };
 use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
@@ -64,6 +65,7 @@ impl<'a> Errand<'a> {
             page,
             run,
             frame: FrameIndex(0),
+            which: Which::Live,
         };
         while self.lane.queue(request).is_err() {
             self.wait();

@@ -3,10 +3,10 @@
 
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use mycoram_fabric::pages::{LaneError, RemoteRegion};
+use mycoram_fabric::pages::{KeepError, LaneError, RemoteRegion};
 use mycoram_fabric::units::{PageCount, PageIndex};
 use nix::sys::signal::SigSet;
 
@@ -43,6 +43,9 @@ pub enum SetUpError {
     /// A pipe for copies of parked pages could not be made.
     #[error("a pipe for the agent's own use could not be made")]
     Pipe(#[from] ParkingError),
+    /// The directory of extents could not be stored for a successor.
+    #[error("the region's directory could not be stored in its state file")]
+    Directory(#[source] KeepError),
     /// A thread could not be started.
     #[error("a thread could not be started")]
     Thread(#[source] std::io::Error),
@@ -97,9 +100,25 @@ fn thread(
         .map_err(SetUpError::Thread)
 }
 
+/// From now on the state file has what a successor needs, whatever becomes of the region's replicas.
+fn keep_directory(beginning: &Beginning) -> Result<(), SetUpError> {
+    // The file belongs to whoever serves the region: it is closed, and unlocked, when nobody does.
+    let state = Arc::downgrade(&beginning.state);
+    let keep = move |directory: &[u8]| {
+        let state = state.upgrade().ok_or("the region is not served any more")?;
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(state.set_directory(directory)?)
+    };
+    beginning
+        .remote
+        .keep_directory(Box::new(keep))
+        .map_err(SetUpError::Directory)
+}
+
 /// Starts everything. On an error nothing runs.
 pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     let config = beginning.config.clone();
+    keep_directory(&beginning)?;
     let workers = usize::from(config.fault_workers);
     let evictors = usize::from(config.eviction_workers);
     let (losses, losses_out) = crossbeam_channel::bounded(CHANNEL);

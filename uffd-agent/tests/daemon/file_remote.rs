@@ -171,6 +171,7 @@ impl PageLane for FileLane {
                 run: request.run,
                 frame: request.frame,
                 result,
+                node: None,
             });
         }
         self.queued.clear();

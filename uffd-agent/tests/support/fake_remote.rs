@@ -8,13 +8,16 @@ use std::sync::{Arc, Mutex};
 
 use mycoram_fabric::pages::{
     Direction, LaneConfig, LaneError, LaneFull, PageDone, PageError, PageLane, PageRequest,
-    RemoteRegion, RemoteStats,
+    RemoteRegion, RemoteStats, Which,
 };
 use mycoram_fabric::transport::{Armed, Mapping};
 use mycoram_fabric::units::{PAGE_BYTES, PageCount};
 
 /// Pages that lie on one node, before the next one takes over.
 pub const STRIPE: u32 = 256;
+
+/// There is no second replica.
+const NO_NODE: u32 = u32::MAX;
 
 /// Shared by the fake and its lanes.
 pub struct Store {
@@ -26,6 +29,11 @@ pub struct Store {
     pub fenced: AtomicBool,
     /// Pages whose next READ comes back changed.
     pub rot: Mutex<HashSet<u32>>,
+    /// The node that pages have a second replica on, if they do, and pages that are wrong on the first one
+    /// until that is written again.
+    pub second: AtomicU32,
+    pub rotten: Mutex<HashSet<u32>>,
+    pub repairs: AtomicU64,
     pub released: AtomicBool,
     /// Polls that a request waits before it is done: a stand-in for latency.
     pub polls: AtomicU32,
@@ -55,6 +63,9 @@ impl FakeRemote {
                 dead: AtomicU32::new(0),
                 fenced: AtomicBool::new(false),
                 rot: Mutex::new(HashSet::new()),
+                second: AtomicU32::new(NO_NODE),
+                rotten: Mutex::new(HashSet::new()),
+                repairs: AtomicU64::new(0),
                 released: AtomicBool::new(false),
                 polls: AtomicU32::new(0),
                 bytes_read: AtomicU64::new(0),
@@ -101,8 +112,8 @@ impl RemoteRegion for FakeRemote {
             bytes_written: self.store.bytes_written.load(Ordering::Relaxed),
             reads: self.store.reads.load(Ordering::Relaxed),
             writes: self.store.writes.load(Ordering::Relaxed),
-            reconnects: 0,
             nodes_lost: self.store.dead.load(Ordering::Relaxed).count_ones().into(),
+            ..RemoteStats::default()
         }
     }
 
@@ -124,25 +135,45 @@ struct FakeLane {
 }
 
 impl FakeLane {
-    fn carry_out(&self, request: PageRequest) -> Result<(), PageError> {
+    /// Which node answers a request.
+    fn chosen(&self, request: &PageRequest) -> Result<u32, PageError> {
+        let first = request.page.get() / STRIPE % self.store.nodes;
+        let second = self.store.second.load(Ordering::SeqCst);
+        let dead = self.store.dead.load(Ordering::SeqCst);
+        let serves = |node: &u32| {
+            *node != NO_NODE
+                && dead & (1 << *node) == 0
+                && match request.which {
+                    Which::Live => true,
+                    Which::Except(nodes) => !nodes.contains(*node as u16),
+                    Which::Only(only) => u32::from(only) == *node,
+                }
+        };
+        let chosen = [first, second].into_iter().find(serves);
+        chosen.ok_or(PageError::Lost { node: first as u16 })
+    }
+
+    fn carry_out(
+        &self,
+        request: PageRequest,
+        node: Result<u32, PageError>,
+    ) -> Result<(), PageError> {
         let store = &self.store;
         if store.fenced.load(Ordering::SeqCst) {
             return Err(PageError::Fenced);
         }
-        let dead = store.dead.load(Ordering::SeqCst);
+        let node = node?;
+        let is_first = node == request.page.get() / STRIPE % store.nodes;
         let mut bytes = [0; PAGE_BYTES];
         for at in 0..u32::from(request.run) {
             let page = request.page.get() + at;
-            let node = page / STRIPE % store.nodes;
-            if dead & (1 << node) != 0 {
-                return Err(PageError::Lost { node: node as u16 });
-            }
             let there = page as usize * PAGE_BYTES;
             let here = (request.frame.0 + at) as usize * PAGE_BYTES;
             match request.direction {
                 Direction::Read => {
                     store.memory.copy_out(there, &mut bytes).expect("inside");
-                    if store.rot.lock().expect("no panic").remove(&page) {
+                    let rotten = store.rotten.lock().expect("no panic").contains(&page);
+                    if store.rot.lock().expect("no panic").remove(&page) || (rotten && is_first) {
                         bytes[7] ^= 0x10;
                     }
                     self.frames.copy_in(here, &bytes).expect("inside");
@@ -153,6 +184,12 @@ impl FakeLane {
                 Direction::Write => {
                     self.frames.copy_out(here, &mut bytes).expect("inside");
                     store.memory.copy_in(there, &bytes).expect("inside");
+                    if is_first {
+                        store.rotten.lock().expect("no panic").remove(&page);
+                    }
+                    if matches!(request.which, Which::Only(_)) {
+                        store.repairs.fetch_add(1, Ordering::SeqCst);
+                    }
                     store
                         .bytes_written
                         .fetch_add(PAGE_BYTES as u64, Ordering::Relaxed);
@@ -206,13 +243,16 @@ impl PageLane for FakeLane {
             let Some((_, request)) = self.flying.pop_front() else {
                 break;
             };
+            let node = self.chosen(&request);
+            let replicated = self.store.second.load(Ordering::SeqCst) != NO_NODE;
             into.push(PageDone {
                 tag: request.tag,
                 direction: request.direction,
                 page: request.page,
                 run: request.run,
                 frame: request.frame,
-                result: self.carry_out(request),
+                result: self.carry_out(request, node),
+                node: node.ok().filter(|_| replicated).map(|node| node as u16),
             });
             done += 1;
         }
