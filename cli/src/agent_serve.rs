@@ -3,15 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
 
-use mycoram_agent::daemon::{
-    AllowedPeers, Daemon, DaemonConfig, DaemonConfigError, PlacedRegions, StartError,
-};
+use mycoram_agent::daemon::{AllowedPeers, Daemon, DaemonConfig, DaemonConfigError, StartError};
 use mycoram_agent::kernel::{KernelFeatures, lock_process};
-use mycoram_control::{NodesFile, NodesFileError};
-use mycoram_fabric::placement::Placement;
-use mycoram_fabric::remote::{TransportError, Transports};
 use mycoram_fabric::units::ByteCount;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
@@ -19,14 +13,15 @@ use serde::Serialize;
 use crate::command::Outcome;
 use crate::exit_codes;
 use crate::failure::Failure;
+use crate::far_nodes::FarNodes;
 use crate::limits;
 use crate::output::Output;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The memory nodes
-    #[arg(long, value_name = "FILE")]
-    nodes: PathBuf,
+    /// The memory nodes: a nodes file, or a control plane as in control://HOST:PORT?tls=DIR&replicas=2
+    #[arg(long, value_name = "FILE|URL")]
+    nodes: FarNodes,
 
     /// How much all programs together may have resident on this machine, such as 4GiB
     #[arg(long, value_name = "SIZE")]
@@ -104,18 +99,13 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
         Failure::new(exit_codes::PERMISSION, error)
             .advise("run it as root, or give it CAP_SYS_PTRACE")
     })?;
-    let placement = NodesFile::read(&args.nodes)
-        .map_err(nodes_failure)?
-        .placement();
-    let nodes = placement.nodes().len();
-    let transports = Transports::for_nodes(placement.nodes()).map_err(transport_failure)?;
-    let source = PlacedRegions::new(Arc::new(placement), transports);
+    let far = args.nodes.open()?;
     keep_in_memory();
-    let daemon = Daemon::start(config(args), Arc::new(source)).map_err(start_failure)?;
+    let daemon = Daemon::start(config(args), far.source).map_err(start_failure)?;
     let ready = Ready {
         socket: args.socket.clone(),
         max_local_bytes: args.max_local,
-        nodes,
+        nodes: far.nodes,
         kernel_lacks: features.missing().collect(),
         pid: std::process::id(),
     };
@@ -185,15 +175,6 @@ pub(crate) fn keep_in_memory() {
     {
         tracing::warn!(%error, "the daemon's own memory may be swapped out");
     }
-}
-
-pub(crate) fn nodes_failure(error: NodesFileError) -> Failure {
-    Failure::new(exit_codes::CONFIG, error)
-}
-
-pub(crate) fn transport_failure(error: TransportError) -> Failure {
-    Failure::new(exit_codes::MISSING, error)
-        .advise("nodes with transport = \"tcp\" are reached without a device")
 }
 
 fn start_failure(error: StartError) -> Failure {

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::{agent, completions, exit_codes, man, node, version, vm};
+use crate::{agent, cluster, completions, control, exit_codes, man, node, region, version, vm};
 
 /// What a subcommand comes to: an exit code of its own choice (mostly success), or a failure.
 pub(crate) type Outcome = Result<ExitCode, Failure>;
@@ -28,6 +28,12 @@ pub(crate) struct Cli {
 pub(crate) enum Noun {
     /// Lend this machine's memory, or look at a node that does
     Node(node::Args),
+    /// Decide where regions live, watch memory nodes, and heal what they lose
+    Control(control::Args),
+    /// Make a cluster's identity, or look at a cluster
+    Cluster(cluster::Args),
+    /// Make, look at and delete regions
+    Region(region::Args),
     /// Serve programs on this machine that want far memory without an agent of their own
     Agent(agent::Args),
     /// Run QEMU guests whose RAM lives on memory nodes
@@ -45,6 +51,9 @@ impl Noun {
     pub(crate) fn run(self, output: &Output) -> Outcome {
         match self {
             Self::Node(args) => node::run(args, output),
+            Self::Control(args) => control::run(args, output),
+            Self::Region(args) => region::run(args, output),
+            Self::Cluster(args) => cluster::run(args, output),
             Self::Agent(args) => agent::run(args, output),
             Self::Vm(args) => vm::run(args, output),
             Self::Version(args) => version::run(&args, output),

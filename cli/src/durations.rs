@@ -27,6 +27,11 @@ pub(crate) fn parse(text: &str) -> Result<Duration, ParseDurationError> {
         .ok_or(ParseDurationError)
 }
 
+/// In ms; longer than 2^64 ms is as long as that.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,14 +1,16 @@
 //! `myco node status`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use mycoram_fabric::session::{Channel, TcpChannel};
+use mycoram_fabric::session::{Dial, TcpDial};
 use mycoram_fabric::units::ByteCount;
 use serde::Serialize;
 
 use crate::command::Outcome;
+use crate::control;
 use crate::durations;
 use crate::node;
 use crate::output::Output;
@@ -18,6 +20,10 @@ pub(crate) struct Args {
     /// The node's control address
     #[arg(long, value_name = "IP:PORT")]
     node: SocketAddr,
+
+    /// Certificates, of a node that was started with --tls
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
 
     /// How long to wait for the node
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = durations::parse)]
@@ -49,7 +55,18 @@ struct Status {
 }
 
 pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
-    let report = TcpChannel::connect(args.node, args.timeout)
+    let dial: Box<dyn Dial> = match &args.tls {
+        Some(directory) => Box::new(
+            control::person(directory)
+                .and_then(|credentials| credentials.channel_client(args.timeout))
+                .map_err(control::credentials_failure)?,
+        ),
+        None => Box::new(TcpDial {
+            deadline: args.timeout,
+        }),
+    };
+    let report = dial
+        .dial(args.node)
         .and_then(|mut channel| channel.status())
         .map_err(node::session_failure)?;
     let status = Status {

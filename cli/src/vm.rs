@@ -4,25 +4,25 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
-use mycoram_agent::daemon::PlacedRegions;
+use mycoram_agent::daemon::SourceError;
 use mycoram_agent::{ConfigError, RegionConfig, RegionName};
-use mycoram_control::NodesFile;
-use mycoram_fabric::placement::Placement;
-use mycoram_fabric::remote::{CreateError, Transports};
+use mycoram_control::client::{ClientError, LeaseError};
+use mycoram_fabric::remote::CreateError;
 use mycoram_fabric::units::ByteCount;
 use mycoram_qemu::attach::{AttachError, AttachOptions};
 use mycoram_qemu::inject::InjectError;
 use mycoram_qemu::launch::{Notice, Ran, RunError, SpawnError, has_direct_io};
 use mycoram_qemu::registry::{Registry, RegistryError};
 
-use crate::agent_serve::{keep_in_memory, nodes_failure, transport_failure};
+use crate::agent_serve::keep_in_memory;
 use crate::command::Outcome;
+use crate::control::client_code;
 use crate::exit_codes;
 use crate::failure::Failure;
+use crate::far_nodes::{FarNodes, OpenFar};
 use crate::output::Output;
 use crate::{vm_attach, vm_list, vm_run, vm_stats};
 
@@ -61,9 +61,9 @@ pub(crate) struct Far {
     #[arg(long, value_name = "SIZE")]
     local: ByteCount,
 
-    /// The memory nodes
-    #[arg(long, value_name = "FILE")]
-    pub(crate) nodes: PathBuf,
+    /// The memory nodes: a nodes file, or a control plane as in control://HOST:PORT?tls=DIR&replicas=2
+    #[arg(long, value_name = "FILE|URL")]
+    pub(crate) nodes: FarNodes,
 
     /// Threads that serve faults
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -83,22 +83,11 @@ pub(crate) struct Far {
     state_dir: PathBuf,
 }
 
-/// The far side, known but not yet used.
-pub(crate) struct OpenFar {
-    pub(crate) source: PlacedRegions,
-    pub(crate) extent_bytes: ByteCount,
-}
-
 impl Far {
     pub(crate) fn open(&self) -> Result<OpenFar, Failure> {
-        let file = NodesFile::read(&self.nodes).map_err(nodes_failure)?;
-        let placement = file.placement();
-        let transports = Transports::for_nodes(placement.nodes()).map_err(transport_failure)?;
+        let far = self.nodes.open()?;
         keep_in_memory();
-        Ok(OpenFar {
-            source: PlacedRegions::new(Arc::new(placement), transports),
-            extent_bytes: file.extent_bytes(),
-        })
+        Ok(far)
     }
 
     /// The region and how to attach it, for a QEMU with these arguments.
@@ -201,6 +190,14 @@ pub(crate) fn registry_failure(error: RegistryError) -> Failure {
     }
 }
 
+/// What the control plane said, if it was that.
+fn control_error(source: &SourceError) -> Option<&ClientError> {
+    match source.downcast_ref::<LeaseError>() {
+        Some(LeaseError::Client(error)) => Some(error),
+        _ => source.downcast_ref(),
+    }
+}
+
 /// What a VM that could not be run or adopted means to a script.
 pub(crate) fn run_failure(error: RunError) -> Failure {
     let code = match &error {
@@ -212,6 +209,10 @@ pub(crate) fn run_failure(error: RunError) -> Failure {
         }
         RunError::Arguments(_) | RunError::Region(mycoram_agent::AttachError::Config(_)) => {
             exit_codes::USAGE
+        }
+        RunError::Remote(source) if control_error(source).is_some() => {
+            // Its own words say what to do.
+            control_error(source).map_or(exit_codes::FAILURE, client_code)
         }
         RunError::Remote(source) => match source.downcast_ref::<CreateError>() {
             Some(CreateError::NoRoom { .. }) => {

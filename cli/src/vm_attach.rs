@@ -69,11 +69,11 @@ pub(crate) fn run(args: Args) -> Outcome {
         qmp: args.qmp,
         region,
         extent_bytes: far.extent_bytes,
-        nodes: args.far.nodes.clone(),
+        nodes: args.far.nodes.word(),
         attach: AttachOptions { memory, ..attach },
     };
     let ran = vm
-        .run(&registry, &far.source, &mut |notice| {
+        .run(&registry, &*far.source, &mut |notice| {
             vm::tell(&name, &notice)
         })
         .map_err(vm::run_failure)?;

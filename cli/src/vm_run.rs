@@ -58,11 +58,11 @@ pub(crate) fn run(args: Args) -> Outcome {
         backing: args.backing.map_or(Backing::Memfd, Backing::File),
         region,
         extent_bytes: far.extent_bytes,
-        nodes: args.far.nodes.clone(),
+        nodes: args.far.nodes.word(),
         attach,
     };
     let ran = vm
-        .run(&registry, &far.source, &mut |notice| {
+        .run(&registry, &*far.source, &mut |notice| {
             vm::tell(&args.name, &notice)
         })
         .map_err(vm::run_failure)?;

@@ -4,13 +4,16 @@ mod node_process;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Instant;
 
 use mycoram_control::NodesFile;
+use mycoram_fabric::authority::StaticAuthority;
 use mycoram_fabric::pages::{LaneConfig, PageError, RemoteRegion};
 use mycoram_fabric::placement::Placement;
 use mycoram_fabric::remote::{Remote, RemoteOptions, Transports};
 use mycoram_fabric::units::{ByteCount, Epoch};
+use mycoram_fabric::wire::grant::{ClusterId, SigningKey};
 use nix::sys::signal::Signal;
 use node_process::{HANG, MYCO, Node, create, read};
 use serde_json::Value;
@@ -41,6 +44,36 @@ fn status(node: SocketAddr) -> Value {
     let output = myco(&["node", "status", "--node", &node.to_string(), "--json"]);
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).expect("one object")
+}
+
+#[test]
+fn a_node_with_a_cluster_key_says_so_and_one_without_warns() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let key = SigningKey::draw(ClusterId([1; 16])).expect("a key");
+    let file = dir.path().join("cluster.pub");
+    std::fs::write(&file, key.public().to_line()).expect("written");
+    let file = file.to_str().expect("text");
+    let node = Node::start(&["--capacity", "1MiB", "--cluster-key", file, "--name", "n1"]);
+    assert_eq!(node.ready["grants"], true);
+    let refused = create(&[&node], ByteCount::mib(1)).expect_err("no grant");
+    assert!(
+        format!("{refused:?}").contains("GrantMissing"),
+        "{refused:?}"
+    );
+
+    let (code, _, words) = serve("127.0.0.1:0", "1", &[]);
+    assert_ne!(code, 0);
+    assert!(words.contains("without --cluster-key"), "{words}");
+    // The secret half is not what it wants, and a name is needed.
+    std::fs::write(file, key.to_line()).expect("written");
+    let (code, error, _) = serve(
+        "127.0.0.1:0",
+        "1MiB",
+        &["--cluster-key", file, "--name", "n1"],
+    );
+    assert_eq!((code, &error["exit_code"]), (3, &3.into()));
+    let (code, ..) = serve("127.0.0.1:0", "1MiB", &["--cluster-key", file]);
+    assert_eq!(code, 2);
 }
 
 #[test]
@@ -312,7 +345,9 @@ fn an_owner_that_is_killed_leaves_its_memory_for_its_successor() {
     );
     let placement = placement.expect("a nodes file").placement();
     let transports = Transports::for_nodes(placement.nodes()).expect("io_uring");
-    let successor = Remote::reopen(&directory, &transports, &options).expect("taken over");
+    let authority = Arc::new(StaticAuthority::new(Arc::new(placement)));
+    let successor =
+        Remote::reopen(&directory, authority, &transports, &options).expect("taken over");
     assert_eq!(successor.entry().epoch, Epoch::new(2));
     let mut lane = successor.open_lane(&LaneConfig::default()).expect("a lane");
     read(&mut *lane, 0).expect("still there");

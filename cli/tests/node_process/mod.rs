@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mycoram_control::NodesFile;
-use mycoram_fabric::pages::{Direction, FrameIndex, PageError, PageLane, PageRequest};
+use mycoram_control::{NodesFile, StaticPlacement};
+use mycoram_fabric::authority::StaticAuthority;
+use mycoram_fabric::pages::{Direction, FrameIndex, PageError, PageLane, PageRequest, Which};
 use mycoram_fabric::placement::{Placement, RegionEntry};
 use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, Transports};
 use mycoram_fabric::transport::Armed;
@@ -73,7 +74,8 @@ impl Drop for Node {
     }
 }
 
-pub(crate) fn create(nodes: &[&Node], bytes: ByteCount) -> Result<Arc<Remote>, CreateError> {
+/// A placement over nodes, and what they are reached over.
+pub(crate) fn placement(nodes: &[&Node]) -> (StaticPlacement, Transports) {
     let mut text = String::new();
     for (n, node) in nodes.iter().enumerate() {
         text += &format!(
@@ -85,6 +87,19 @@ pub(crate) fn create(nodes: &[&Node], bytes: ByteCount) -> Result<Arc<Remote>, C
     let file = NodesFile::parse(&text, "nodes.toml".as_ref()).expect("a nodes file");
     let placement = file.placement();
     let transports = Transports::for_nodes(placement.nodes()).expect("io_uring");
+    (placement, transports)
+}
+
+pub(crate) fn create(nodes: &[&Node], bytes: ByteCount) -> Result<Arc<Remote>, CreateError> {
+    create_replicated(nodes, bytes, 1)
+}
+
+pub(crate) fn create_replicated(
+    nodes: &[&Node],
+    bytes: ByteCount,
+    replicas: u8,
+) -> Result<Arc<Remote>, CreateError> {
+    let (placement, transports) = placement(nodes);
     let options = RemoteOptions::system().expect("random numbers");
     let region = RegionEntry {
         id: RegionId::new(options.owner),
@@ -92,8 +107,10 @@ pub(crate) fn create(nodes: &[&Node], bytes: ByteCount) -> Result<Arc<Remote>, C
         epoch: Epoch::new(1),
         bytes,
         extent_bytes: ByteCount::mib(1),
+        replicas,
     };
-    Remote::create(&placement, &transports, &region, &options)
+    let authority = StaticAuthority::new(Arc::new(placement));
+    Remote::create(Arc::new(authority), &transports, &region, &options)
 }
 
 /// Asks for one page and waits for the answer.
@@ -113,6 +130,7 @@ pub(crate) fn ask(
         page: PageIndex::new(page),
         run: 1,
         frame: FrameIndex(0),
+        which: Which::Live,
     })
     .expect("room");
     lane.ring();

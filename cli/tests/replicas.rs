@@ -1,0 +1,95 @@
+//! Real memory nodes that are killed and stopped under a region with two replicas.
+
+mod node_process;
+
+use std::sync::{Arc, Mutex};
+
+use mycoram_fabric::authority::StaticAuthority;
+use mycoram_fabric::pages::{Direction, LaneConfig, PageLane, RemoteRegion};
+use mycoram_fabric::remote::{Remote, RemoteOptions, ReplicaState};
+use mycoram_fabric::units::{ByteCount, ExtentIndex, PAGE_BYTES};
+use nix::sys::signal::Signal;
+use node_process::{Node, ask, create_replicated, placement};
+
+/// Every page is written with its number and the round.
+fn write_all(lane: &mut dyn PageLane, pages: u32, round: u32) {
+    for page in 0..pages {
+        let word = (u64::from(page) << 32 | u64::from(round)).to_le_bytes();
+        let bytes = word.repeat(PAGE_BYTES / 8);
+        lane.frames().copy_in(0, &bytes).expect("a frame");
+        ask(lane, Direction::Write, page).expect("written");
+    }
+}
+
+fn read_all(lane: &mut dyn PageLane, pages: u32, round: u32) {
+    let mut bytes = vec![0; PAGE_BYTES];
+    for page in 0..pages {
+        ask(lane, Direction::Read, page).expect("read");
+        lane.frames().copy_out(0, &mut bytes).expect("a frame");
+        let word = (u64::from(page) << 32 | u64::from(round)).to_le_bytes();
+        assert!(bytes == word.repeat(PAGE_BYTES / 8), "page {page}");
+    }
+}
+
+fn nodes() -> [Node; 3] {
+    std::array::from_fn(|_| Node::start(&["--capacity", "16MiB"]))
+}
+
+#[test]
+fn kill_9_of_one_node_of_two_replicas_loses_nothing() {
+    let mut nodes = nodes();
+    let [a, b, c] = &nodes;
+    let remote = create_replicated(&[a, b, c], ByteCount::mib(4), 2).expect("room");
+    let patient = LaneConfig {
+        node_deadline_ms: 60_000,
+        ..LaneConfig::default()
+    };
+    let mut lane = remote.open_lane(&patient).expect("a lane");
+    let pages = remote.pages().get();
+    write_all(&mut *lane, pages, 1);
+    nodes[1].child.kill().expect("our own child");
+    read_all(&mut *lane, pages, 1);
+    // The deadline is a minute, and the test a matter of seconds.
+    write_all(&mut *lane, pages, 2);
+    read_all(&mut *lane, pages, 2);
+    assert_eq!(remote.stats().nodes_lost, 1);
+    assert!(remote.stats().replicas_stale > 0);
+}
+
+#[test]
+fn what_a_stopped_node_missed_is_never_read_again() {
+    let nodes = nodes();
+    let [a, b, c] = &nodes;
+    let remote = create_replicated(&[a, b, c], ByteCount::mib(4), 2).expect("room");
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let store = Arc::clone(&kept);
+    let keep = move |directory: &[u8]| {
+        *store.lock().expect("no panic") = directory.to_vec();
+        Ok(())
+    };
+    remote.keep_directory(Box::new(keep)).expect("kept");
+    let hasty = LaneConfig {
+        node_deadline_ms: 500,
+        ..LaneConfig::default()
+    };
+    let mut lane = remote.open_lane(&hasty).expect("a lane");
+    let pages = remote.pages().get();
+    write_all(&mut *lane, pages, 1);
+    nodes[0].signal(Signal::SIGSTOP);
+    write_all(&mut *lane, pages, 2);
+    nodes[0].signal(Signal::SIGCONT);
+    read_all(&mut *lane, pages, 2);
+    drop(lane);
+    drop(remote);
+    let directory = kept.lock().expect("no panic").clone();
+    let (placement, transports) = placement(&[a, b, c]);
+    let authority = Arc::new(StaticAuthority::new(Arc::new(placement)));
+    let options = RemoteOptions::system().expect("random numbers");
+    let successor = Remote::reopen(&directory, authority, &transports, &options).expect("reopened");
+    let stale = (0..4).flat_map(|extent| successor.replicas(ExtentIndex::new(extent)));
+    let stale = stale.filter(|replica| replica.state == ReplicaState::Stale);
+    assert!(stale.clone().count() > 0);
+    assert!(stale.clone().all(|replica| replica.name == "n0"));
+    let mut lane = successor.open_lane(&hasty).expect("a lane");
+    read_all(&mut *lane, pages, 2);
+}
