@@ -43,8 +43,10 @@ pub enum Place {
 pub struct Options {
     /// Where to run. Default: auto.
     pub wanted: Wanted,
-    /// Kernel of the guest; `None` is 7.2 and leaves `Auto` free to take the host.
+    /// Kernel of the guest; `None` leaves `Auto` free to take the host.
     pub kernel: Option<KernelSeries>,
+    /// Kernel of the guest when none is named. Default: 7.2, whose rxe lives in network namespaces.
+    pub unnamed_kernel: KernelSeries,
     /// Devices. Default: a pair.
     pub topology: Topology,
     /// Guest's processors. Default 1: with two, emulation panics about once in 120 boots.
@@ -68,6 +70,7 @@ impl Options {
         Self {
             wanted: Wanted::Auto,
             kernel: None,
+            unnamed_kernel: KernelSeries::V7_2,
             topology: Topology::Pair,
             vcpus: 1,
             memory_mib: 3072,
@@ -113,7 +116,7 @@ impl Testbed {
             }
             (Wanted::Auto, None) if host::usable().is_ok() => Place::Host,
             (Wanted::Auto | Wanted::Guest, kernel) => {
-                Place::Guest(kernel.unwrap_or(KernelSeries::V7_2))
+                Place::Guest(kernel.unwrap_or(options.unnamed_kernel))
             }
         };
         if let Place::Guest(series) = place {

@@ -17,9 +17,8 @@ const VCPUS: u8 = 2;
 const LIMIT: Duration = Duration::from_secs(3600);
 /// The bench that compares with the kernel's own ways of using far memory: only a kernel with rxe has them.
 const PEERS: &str = "peers";
-/// The kernel whose swap path over NVMe-oF RDMA has figures to compare with. What the bench sets up there
-/// stays until the guest ends, so it never runs on this host.
-const PEERS_KERNEL: KernelSeries = KernelSeries::V6_12;
+/// The kernel of guests, the one whose swap path over NVMe-oF RDMA has figures to compare with.
+const KERNEL: KernelSeries = KernelSeries::V6_12;
 
 /// How the bench's processes talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,8 +97,10 @@ fn run_in_testbed(arguments: &Arguments, program: &Path) -> Result<u8, Box<dyn E
     let mut options = testbed::options();
     options.vcpus = VCPUS;
     options.memory_mib = arguments.memory;
+    options.unnamed_kernel = KERNEL;
     if arguments.name == PEERS {
-        options.kernel = Some(PEERS_KERNEL);
+        // What this bench sets up stays until the guest ends, so it never runs on this host.
+        options.kernel = Some(KERNEL);
     }
     let inside_json = options.out_dir.join(format!(
         "bench-{}-{}.json",
