@@ -57,6 +57,8 @@ enum Command {
     Idle(Options),
     /// Against the kernel's swap over NVMe-oF RDMA; in the test bed only.
     Peers(Options),
+    /// What a second replica costs, how soon a dead node is got over, rebuild, placement.
+    Replicas(Options),
     /// The names of the benches, one a line.
     List,
     #[command(hide = true)]
@@ -171,8 +173,20 @@ fn main() -> ExitCode {
             let found = bench::peers::run(&parameters);
             finish("peers", &options, parameters, found, bench::peers::nothing)
         }
+        Command::Replicas(options) => {
+            let parameters =
+                bench::replicas::parameters(options.setting(TransportKind::Tcp, options.region));
+            let found = bench::replicas::run(&parameters);
+            finish(
+                "replicas",
+                &options,
+                parameters,
+                found,
+                bench::replicas::nothing,
+            )
+        }
         Command::List => {
-            for name in ["fault", "scan", "resident", "idle", "peers"] {
+            for name in ["fault", "scan", "resident", "idle", "peers", "replicas"] {
                 println!("{name}");
             }
             ExitCode::SUCCESS

@@ -107,6 +107,13 @@ impl Node {
         self.control
     }
 
+    /// Stops its process where it stands; its connections stay.
+    pub(crate) fn stop(&self) -> nix::Result<()> {
+        // A child that was not waited for keeps its number.
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)
+    }
+
     /// Its process, as /proc names it.
     pub(crate) fn pid(&self) -> String {
         self.child.id().to_string()

@@ -18,6 +18,9 @@ pub(crate) struct Metric {
     unit: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     samples: Vec<f64>,
+    /// Why there is no value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 impl Metric {
@@ -28,6 +31,7 @@ impl Metric {
             value: value.is_finite().then_some(value),
             unit,
             samples: Vec::new(),
+            reason: None,
         }
     }
 
@@ -45,7 +49,21 @@ impl Metric {
             value,
             unit,
             samples,
+            reason: None,
         }
+    }
+
+    /// A figure that could not be taken, and why.
+    pub(crate) fn missing_because(name: &'static str, unit: &'static str, reason: String) -> Self {
+        Self {
+            reason: Some(reason),
+            ..Self::missing(name, unit)
+        }
+    }
+
+    /// Whether it is the figure of that name.
+    pub(crate) fn is(&self, name: &str) -> bool {
+        self.name == name
     }
 
     /// A figure that could not be taken.
@@ -55,6 +73,7 @@ impl Metric {
             value: None,
             unit,
             samples: Vec::new(),
+            reason: None,
         }
     }
 }

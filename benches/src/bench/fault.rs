@@ -6,7 +6,8 @@
 
 use serde::Serialize;
 
-use super::{BenchError, Findings, Setting};
+use super::{BenchError, Breakdown, Findings, Setting};
+use crate::cpu_time;
 use crate::floor::{ReadLatency, Server, Waiting};
 use crate::node::Node;
 use crate::program::{MemoryKind, Order, Program};
@@ -55,6 +56,7 @@ struct Samples {
     rate: Vec<f64>,
     inside: Vec<f64>,
     missing: Vec<f64>,
+    breakdown: Vec<Breakdown>,
 }
 
 pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
@@ -74,7 +76,9 @@ pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
     let mut samples = Samples::default();
     for round in 0..setting.rounds {
         let before = floor(parameters, &mut program)?;
+        let threads = cpu_time::threads_of(&node.pid());
         let reads = random(&mut program, round.into(), 0)?;
+        let node_threads = cpu_time::difference(&threads, &cpu_time::threads_of(&node.pid()));
         let after = floor(parameters, &mut program)?;
         let writes = random(&mut program, u64::from(round) << 32, 50)?;
         let (wire, fault) = ((before.0 + after.0) / 2.0, (before.1 + after.1) / 2.0);
@@ -102,8 +106,17 @@ pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
         if let Some(stats) = reads.stats {
             samples.inside.push(stats.fault_p50_ns as f64 / 1000.0);
         }
+        eprintln!(
+            "round {round}: ours {:.0} us over a floor of {floor:.0} us",
+            p50(&reads)
+        );
+        samples.breakdown.push(Breakdown {
+            seconds: reads.seconds,
+            program_threads: reads.threads,
+            node_threads,
+        });
     }
-    Ok(Findings::from(vec![
+    let metrics = vec![
         Metric::median("fault_p50_over_floor", samples.over_floor, "ratio"),
         Metric::median("fault_p50_us", samples.ours, "us"),
         Metric::median("fault_p99_us", samples.ours_p99, "us"),
@@ -124,7 +137,11 @@ pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
             "ratio",
         ),
         Metric::median("breakdown_agent_service_p50_us", samples.inside, "us"),
-    ]))
+    ];
+    Ok(Findings {
+        metrics,
+        breakdown: samples.breakdown,
+    })
 }
 
 /// Figures when nothing could be measured.

@@ -3,6 +3,7 @@
 pub(crate) mod fault;
 pub(crate) mod idle;
 pub(crate) mod peers;
+pub(crate) mod replicas;
 pub(crate) mod resident;
 pub(crate) mod scan;
 

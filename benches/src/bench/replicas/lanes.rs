@@ -1,0 +1,233 @@
+//! What a second replica costs: writes that saturate, one batch alone, bytes on the wire, reads.
+//!
+//! The same nodes hold two regions, one with one replica of each extent, in turn on both nodes, and one with
+//! both. Rounds of the two alternate.
+
+use std::time::{Duration, Instant};
+
+use mycoram_fabric::pages::{
+    Direction, FrameIndex, LaneConfig, PageDone, PageLane, PageRequest, RemoteRegion, Which,
+};
+use mycoram_fabric::transport::Armed;
+use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
+use serde::Serialize;
+
+use super::region::{Measured, nodes, region};
+use super::{Unmeasured, median};
+use crate::bench::Setting;
+use crate::report::Metric;
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Parameters {
+    /// Pages of a run: as evictors write them.
+    run: u16,
+    /// Runs in flight when writes saturate.
+    in_flight: u32,
+    /// Pages written in each round, of each region.
+    pages: u32,
+    /// Batches written alone in each round: four runs each.
+    batches: u32,
+    /// Pages read alone in each round.
+    reads: u32,
+    region_bytes: u64,
+    extent_bytes: u64,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self {
+            run: 16,
+            in_flight: 16,
+            pages: 32 << 10,
+            batches: 500,
+            reads: 8_000,
+            region_bytes: 64 << 20,
+            extent_bytes: 4 << 20,
+        }
+    }
+}
+
+/// Runs of a batch that is written alone.
+const BATCH_RUNS: u32 = 4;
+/// A lane that says nothing for so long is given up.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// A lane, and what it has answered.
+pub(super) struct Driver {
+    lane: Box<dyn PageLane>,
+    done: Vec<PageDone>,
+    pages: u32,
+}
+
+/// What a driver waits for in vain.
+#[derive(Debug, thiserror::Error)]
+enum DriverError {
+    #[error("a lane answered nothing for {} s", SILENCE.as_secs())]
+    Silence,
+}
+
+impl Driver {
+    pub(super) fn open(measured: &Measured) -> Result<Self, Unmeasured> {
+        let config = LaneConfig::default();
+        Ok(Self {
+            lane: measured.remote.open_lane(&config)?,
+            done: Vec::with_capacity(64),
+            pages: measured.remote.pages().get(),
+        })
+    }
+
+    fn queue(
+        &mut self,
+        direction: Direction,
+        page: u32,
+        run: u16,
+        frame: u32,
+    ) -> Result<(), Unmeasured> {
+        self.lane.queue(PageRequest {
+            tag: u64::from(frame),
+            direction,
+            page: PageIndex::new(page),
+            run,
+            frame: FrameIndex(frame),
+            which: Which::Live,
+        })?;
+        Ok(())
+    }
+
+    /// Polls until something was answered. A fault worker polls too.
+    fn answers(&mut self) -> Result<usize, Unmeasured> {
+        self.done.clear();
+        let begun = Instant::now();
+        while self.lane.poll(&mut self.done) == 0 {
+            if begun.elapsed() > SILENCE {
+                return Err(DriverError::Silence.into());
+            }
+            if self.lane.arm() == Armed::Ready {
+                continue;
+            }
+            std::hint::spin_loop();
+        }
+        for done in &self.done {
+            done.result?;
+        }
+        Ok(self.done.len())
+    }
+
+    /// Writes `pages` pages in runs, `in_flight` at a time; seconds.
+    fn saturate(&mut self, pages: u32, run: u16, in_flight: u32) -> Result<f64, Unmeasured> {
+        let runs = pages / u32::from(run);
+        let places = self.pages / u32::from(run);
+        let (mut begun, mut ended) = (0, 0);
+        let mut free: Vec<u32> = (0..in_flight).map(|nth| nth * u32::from(run)).collect();
+        let start = Instant::now();
+        while ended < runs {
+            while begun < runs
+                && let Some(frame) = free.pop()
+            {
+                let page = begun % places * u32::from(run);
+                self.queue(Direction::Write, page, run, frame)?;
+                begun += 1;
+            }
+            self.lane.ring();
+            ended += self.answers()? as u32;
+            free.extend(self.done.iter().map(|done| done.frame.0));
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Writes a few runs at once and waits for all of them; microseconds.
+    fn batch(&mut self, number: u32, run: u16) -> Result<f64, Unmeasured> {
+        let places = self.pages / u32::from(run);
+        let start = Instant::now();
+        for nth in 0..BATCH_RUNS {
+            let place = (number * BATCH_RUNS + nth).wrapping_mul(2_654_435_761) % places;
+            let frame = nth * u32::from(run);
+            self.queue(Direction::Write, place * u32::from(run), run, frame)?;
+        }
+        self.lane.ring();
+        let mut ended = 0;
+        while ended < BATCH_RUNS as usize {
+            ended += self.answers()?;
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e6)
+    }
+
+    /// Reads one page and waits for it; microseconds.
+    pub(super) fn read(&mut self, number: u32) -> Result<f64, Unmeasured> {
+        let page = number.wrapping_mul(2_654_435_761) % self.pages;
+        let start = Instant::now();
+        self.queue(Direction::Read, page, 1, 0)?;
+        self.lane.ring();
+        self.answers()?;
+        Ok(start.elapsed().as_secs_f64() * 1e6)
+    }
+}
+
+pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metric>, Unmeasured> {
+    let sizes = (parameters.region_bytes, parameters.extent_bytes);
+    let nodes = nodes(setting, 2, 4 * parameters.region_bytes)?;
+    let controls: Vec<_> = nodes.iter().map(crate::node::Node::control).collect();
+    let one = region(setting, &controls, 2, 1, sizes)?;
+    let two = region(setting, &controls, 2, 2, sizes)?;
+    let mut ones = Driver::open(&one)?;
+    let mut twos = Driver::open(&two)?;
+    let Parameters { run, in_flight, .. } = *parameters;
+    let (mut over, mut rate, mut bytes) = (vec![], vec![], vec![]);
+    let (mut alone, mut alone_us) = (vec![], vec![]);
+    let (mut read, mut read_us) = (vec![], vec![]);
+    // Once unmeasured: what is new is slow.
+    ones.saturate(parameters.pages, run, in_flight)?;
+    twos.saturate(parameters.pages, run, in_flight)?;
+    for round in 0..setting.rounds {
+        let begun = wire_bytes();
+        let first = ones.saturate(parameters.pages, run, in_flight)?;
+        let between = wire_bytes();
+        let second = twos.saturate(parameters.pages, run, in_flight)?;
+        let ended = wire_bytes();
+        over.push(first / second);
+        rate.push(f64::from(parameters.pages) / second);
+        if let (Some(begun), Some(between), Some(ended)) = (begun, between, ended) {
+            bytes.push((ended - between) as f64 / (between - begun) as f64);
+        }
+        let (mut first, mut second) = (vec![], vec![]);
+        for number in 0..parameters.batches {
+            let number = number + round * parameters.batches;
+            first.push(ones.batch(number, run)?);
+            second.push(twos.batch(number, run)?);
+        }
+        let second = median(second);
+        alone.push(second / median(first));
+        alone_us.push(second);
+        let (mut first, mut second) = (vec![], vec![]);
+        for number in 0..parameters.reads {
+            let number = number + round * parameters.reads;
+            first.push(ones.read(number)?);
+            second.push(twos.read(number)?);
+        }
+        let second = median(second);
+        read.push(second / median(first));
+        read_us.push(second);
+    }
+    Ok(vec![
+        Metric::median("writeback_r2_over_r1", over, "ratio"),
+        Metric::median("writeback_r2_pages_per_s", rate, "1/s"),
+        Metric::median("writeback_latency_r2_over_r1", alone, "ratio"),
+        Metric::median("writeback_r2_batch_p50_us", alone_us, "us"),
+        Metric::median("writeback_bytes_ratio", bytes, "ratio"),
+        Metric::median("read_r2_over_r1", read, "ratio"),
+        Metric::median("read_r2_p50_us", read_us, "us"),
+    ])
+}
+
+/// Bytes that all network interfaces of this machine have sent, as the kernel counts them.
+fn wire_bytes() -> Option<u64> {
+    let table = std::fs::read_to_string("/proc/net/dev").ok()?;
+    let sent = table.lines().skip(2).filter_map(|line| {
+        let (_, figures) = line.split_once(':')?;
+        figures.split_whitespace().nth(8)?.parse::<u64>().ok()
+    });
+    Some(sent.sum())
+}
+
+/// Bytes of a page, where figures need them.
+pub(super) const PAGE: u64 = PAGE_BYTES as u64;

@@ -1,0 +1,106 @@
+//! `replicas`: what a second replica costs, how soon a dead node is got over, how fast it is made up for, and
+//! what the control plane's placement costs and comes to.
+//!
+//! Pages are moved over a lane, as fault workers and evictors move them, between this process and memory
+//! nodes that are processes of their own; what the kernel's part of a fault takes is not in these figures, so
+//! the ratios are harder than those of whole faults. All ratios are taken within a round.
+
+mod checksum;
+mod failover;
+mod lanes;
+mod placement;
+mod rebuild;
+mod region;
+
+use serde::Serialize;
+
+use super::{BenchError, Findings, Setting};
+use crate::report::Metric;
+
+/// What the figures are called, and their units: those that are asked for by name.
+const NAMES: [(&str, &str); 13] = [
+    ("writeback_r2_over_r1", "ratio"),
+    ("writeback_latency_r2_over_r1", "ratio"),
+    ("writeback_bytes_ratio", "ratio"),
+    ("read_r2_over_r1", "ratio"),
+    ("checksum_us", "us"),
+    ("failover_extra_ms", "ms"),
+    ("failover_visible_ms", "ms"),
+    ("rebuild_over_given", "ratio"),
+    ("fault_slowdown_in_rebuild", "ratio"),
+    ("place_1tib_ms", "ms"),
+    ("imbalance", "ratio"),
+    ("moved_over_ideal", "ratio"),
+    ("metadata_bytes_per_replica", "B"),
+];
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Parameters {
+    #[serde(flatten)]
+    setting: Setting,
+    lanes: lanes::Parameters,
+    failover: failover::Parameters,
+    rebuild: rebuild::Parameters,
+    placement: placement::Parameters,
+}
+
+pub(crate) fn parameters(setting: Setting) -> Parameters {
+    Parameters {
+        setting,
+        lanes: lanes::Parameters::default(),
+        failover: failover::Parameters::default(),
+        rebuild: rebuild::Parameters::default(),
+        placement: placement::Parameters::default(),
+    }
+}
+
+/// Some of the figures.
+type Part<'a> = &'a dyn Fn() -> Result<Vec<Metric>, Unmeasured>;
+
+/// Why a part has no figures; the others go on.
+pub(crate) type Unmeasured = Box<dyn std::error::Error>;
+
+pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
+    let setting = &parameters.setting;
+    crate::placement::pin(setting.placement.program_cpu).map_err(std::io::Error::from)?;
+    let parts: [(&str, Part<'_>); 5] = [
+        ("lanes", &|| lanes::run(setting, &parameters.lanes)),
+        ("checksum", &|| Ok(checksum::run(setting.rounds))),
+        ("failover", &|| failover::run(setting, &parameters.failover)),
+        ("rebuild", &|| rebuild::run(setting, &parameters.rebuild)),
+        ("placement", &|| {
+            placement::run(setting.rounds, &parameters.placement)
+        }),
+    ];
+    let mut metrics: Vec<Metric> = Vec::new();
+    let mut reasons = Vec::new();
+    for (name, part) in parts {
+        match part() {
+            Ok(found) => metrics.extend(found),
+            Err(error) => reasons.push(format!("{name}: {}", crate::in_words(&*error))),
+        }
+    }
+    for (name, unit) in NAMES {
+        if !metrics.iter().any(|metric| metric.is(name)) {
+            let reason = if reasons.is_empty() {
+                "not measured by this version".to_owned()
+            } else {
+                reasons.join("; ")
+            };
+            metrics.push(Metric::missing_because(name, unit, reason));
+        }
+    }
+    Ok(metrics.into())
+}
+
+/// Figures when nothing could be measured.
+pub(crate) fn nothing() -> Vec<Metric> {
+    let missing = |(name, unit): &(&'static str, &'static str)| Metric::missing(name, unit);
+    NAMES.iter().map(missing).collect()
+}
+
+/// The median of what is there.
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
