@@ -208,7 +208,7 @@ fn a_path_that_swallows_everything_makes_the_peer_unreachable() {
     let transport = fabric.transport();
     let address = node.server().address();
     let config = QueuePairConfig {
-        response_timeout_ms: 300,
+        response_timeout_ms: 3000,
         ..fabric.config(16)
     };
     let mut client =

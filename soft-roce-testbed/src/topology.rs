@@ -26,6 +26,9 @@ pub const NODES_MAX: u8 = 16;
 const MTU: &str = "9000";
 /// The bridge of `nodes:N`.
 pub(crate) const BRIDGE: &str = "mycbr";
+/// A bridge that is not told its address takes the least of its ports', and another one when that port
+/// leaves: all who had resolved the bridge then send to an address that nobody has.
+const BRIDGE_LINK_ADDRESS: &str = "02:4d:79:63:6f:fe";
 /// The device of the initial namespace in `nodes:N`.
 const HUB: u8 = 254;
 
@@ -309,7 +312,16 @@ fn pair_steps() -> Vec<Step> {
 
 fn bridge_steps() -> Vec<Step> {
     vec![
-        run(&["ip", "link", "add", BRIDGE, "type", "bridge"]),
+        run(&[
+            "ip",
+            "link",
+            "add",
+            BRIDGE,
+            "address",
+            BRIDGE_LINK_ADDRESS,
+            "type",
+            "bridge",
+        ]),
         run(&["ip", "link", "set", BRIDGE, "mtu", MTU]),
     ]
 }

@@ -1,6 +1,7 @@
 //! Two rxe devices and the link between them: traffic crosses it, and what is done to it is felt.
 
 mod perftest;
+mod ping;
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -98,23 +99,22 @@ fn delay_is_felt_and_heals() {
         &["-s", "4096", "-n", "50"],
     ));
     fault.heal().unwrap();
-    let healed = perftest::figures(&perftest::run(
-        &one,
-        &two,
-        "ib_read_lat",
-        &["-s", "4096", "-n", "50"],
-    ));
     assert!(
         slow[2] >= 3000.0,
         "least latency {} us with 3000 us of delay",
         slow[2]
     );
-    assert!(
-        healed[2] < slow[2],
-        "least latency {} us after healing, {} us before",
-        healed[2],
-        slow[2]
-    );
+    // A busy machine may be as slow as the delay for a while, but a delay that stays is in each packet.
+    let healed = || {
+        let figures = perftest::figures(&perftest::run(
+            &one,
+            &two,
+            "ib_read_lat",
+            &["-s", "4096", "-n", "50"],
+        ));
+        figures[2] < 3000.0
+    };
+    assert!((0..10).any(|_| healed()), "the delay is still felt");
 }
 
 #[test]
@@ -138,16 +138,12 @@ fn a_black_hole_ends_and_heals() {
     let Some((_turn, one, two)) = ends() else {
         return;
     };
+    assert!(ping::answers(&one, &two));
     {
         let _fault = link::netem(&one, Netem::BLACK_HOLE).unwrap();
-        // perftest exchanges addresses over TCP, which must not be awaited for minutes: the ping shows the hole.
-        let ping = one
-            .command("busybox")
-            .args(["ping", "-c", "1", "-W", "1", &two.address().to_string()])
-            .output()
-            .unwrap();
+        // perftest exchanges addresses over TCP, which must not be awaited for minutes: pings show the hole.
         assert!(
-            !ping.status.success(),
+            ping::is_cut_off(&one, &two),
             "a ping came back through a black hole"
         );
     }

@@ -15,6 +15,8 @@ use mycoram_fabric::wire::control::{Grant, Token};
 use crate::cluster::{self, Cluster, Fabric, Pages, TestNode, read_word, wait_until};
 
 const MIB: u64 = 1 << 20;
+/// After this a silent node is given up. A healthy one that a busy machine holds up is back before.
+const NODE_DEADLINE_MS: u32 = 3000;
 
 pub(crate) fn pages_come_back_as_they_were_written_from_both_nodes(fabric: Fabric) {
     let cluster = Cluster::start(fabric, &[8 * MIB, 8 * MIB]);
@@ -238,7 +240,7 @@ pub(crate) fn a_take_over_goes_on_without_the_nodes_that_died(fabric: Fabric) {
 
 pub(crate) fn orphans_are_kept_for_their_time_and_then_freed_to_the_last_byte(fabric: Fabric) {
     let bounds = Bounds {
-        orphan_ttl_ms: 300,
+        orphan_ttl_ms: 2000,
         ..Bounds::default()
     };
     let cluster = Cluster::with_bounds(fabric, &[2 * MIB], bounds);
@@ -301,7 +303,7 @@ pub(crate) fn a_node_that_does_not_answer_is_given_up_when_its_time_is_over(fabr
     let mut pages = Pages::open(
         &*remote,
         &LaneConfig {
-            node_deadline_ms: 200,
+            node_deadline_ms: NODE_DEADLINE_MS,
             ..LaneConfig::default()
         },
     );

@@ -6,7 +6,7 @@ use mycoram_fabric::pages::{Direction, LaneConfig, NodeSet, PageError, RemoteReg
 use mycoram_fabric::remote::{ChangeError, CopyStep, Remote, ReplicaState};
 use mycoram_fabric::units::{ExtentIndex, PAGE_BYTES};
 
-use super::MIB;
+use super::{MIB, NODE_DEADLINE_MS};
 use crate::cluster::{Cluster, Fabric, Pages, wait_until};
 
 const TENANT: u64 = 1;
@@ -74,7 +74,7 @@ pub(crate) fn a_silent_node_holds_up_reads_for_moments_and_writes_for_its_deadli
     let mut cluster = Cluster::start(fabric, &[8 * MIB, 8 * MIB]);
     let remote = region(&cluster, 2);
     let hasty = LaneConfig {
-        node_deadline_ms: 200,
+        node_deadline_ms: NODE_DEADLINE_MS,
         ..LaneConfig::default()
     };
     let mut pages = Pages::open(&*remote, &hasty);

@@ -316,7 +316,7 @@ fn a_request_may_come_byte_by_byte() {
 #[test]
 fn whoever_does_not_say_hello_is_cut_off() {
     let mut scene = Scene::new(TcpServerConfig {
-        hello_timeout_ms: 100,
+        hello_timeout_ms: 1000,
         ..TcpServerConfig::default()
     });
     let hello = Frame::hello(scene.ticket.secret).encode();
@@ -541,7 +541,7 @@ fn a_stopped_process_is_unreachable_until_it_goes_on() {
     let victim = fabric.start_victim(8192);
     let facts = victim.facts();
     let config = QueuePairConfig {
-        response_timeout_ms: 300,
+        response_timeout_ms: 2000,
         ..fabric.config(4)
     };
     let transport = fabric.transport();
