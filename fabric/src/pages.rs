@@ -202,6 +202,21 @@ pub struct RemoteStats {
     pub hedges_lost: u64,
     /// Pages that were written to one replica only: repaired, or copied.
     pub repairs: u64,
+    /// Orders of the control plane to make a replica anew that wait for their turn.
+    #[serde(default)]
+    pub rebuild_waiting: u64,
+    /// Pages of the replicas that are being copied that are still to be copied.
+    #[serde(default)]
+    pub rebuild_pages_left: u64,
+    /// Replicas that were made anew.
+    #[serde(default)]
+    pub rebuilt_replicas: u64,
+    /// Bytes that were copied for that.
+    #[serde(default)]
+    pub rebuilt_bytes: u64,
+    /// Copies that failed and were begun again.
+    #[serde(default)]
+    pub rebuild_failures: u64,
 }
 
 /// Why no lane came to be.

@@ -163,6 +163,8 @@ impl RemoteRegion for Remote {
             let homes = directory.homes.iter().flatten();
             homes.filter(|home| home.worth == worth).count() as u64
         };
+        let rebuild = self.rebuilder.get().map(Rebuilder::progress);
+        let rebuild = rebuild.unwrap_or_default();
         RemoteStats {
             bytes_read: get(&counters.bytes_read),
             bytes_written: get(&counters.bytes_written),
@@ -177,6 +179,11 @@ impl RemoteRegion for Remote {
             hedges_won: get(&counters.hedges_won),
             hedges_lost: get(&counters.hedges_lost),
             repairs: get(&counters.repairs),
+            rebuild_waiting: rebuild.waiting as u64,
+            rebuild_pages_left: rebuild.pages_left,
+            rebuilt_replicas: rebuild.copied,
+            rebuilt_bytes: rebuild.bytes,
+            rebuild_failures: rebuild.failures,
         }
     }
 

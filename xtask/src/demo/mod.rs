@@ -1,17 +1,22 @@
 //! `cargo xtask demo`: the main job, from nothing to a report.
 //!
 //! ```text
-//!   build ─> two `myco node serve` ─> `myco vm run` (QEMU, a quarter of its RAM local)
-//!                                         │ the guest's only program fills and verifies its memory
-//!            report <─ verdict <──────────┤
-//!              ^                          └─ watch: figures once a second, and the kernel's own
-//!              └──────────────────────────── count of the guest's resident RAM, all the time
+//!   build ─> `myco control serve` and three `myco node serve`
+//!                └─> `myco vm run --nodes control://…?replicas=2` (QEMU, a quarter of its RAM local)
+//!                        │ the guest's only program fills and verifies its memory
+//!                        │   half way: kill -9 of a memory node; its replicas are made anew elsewhere
+//!            report <─ verdict
+//!              ^         └─ watch: figures once a second, and the kernel's own count of the guest's
+//!              └─────────── resident RAM, all the time
 //! ```
+//!
+//! `--replicas 1` takes two nodes, kills none and needs none to live on.
 //!
 //! `--transport verbs` does the same inside of the test bed, with a node to each namespace and a
 //! smaller guest, because there it is an emulation inside of an emulation.
 
 mod guest;
+mod loss;
 mod parts;
 mod report;
 mod watch;
@@ -52,6 +57,9 @@ pub(crate) struct Arguments {
     /// Verify-and-rewrite passes behind the fill [default: 3; verbs: 1].
     #[arg(long)]
     passes: Option<u64>,
+    /// Memory nodes that each page is on; with more than one, a node is killed in mid-run.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
+    replicas: u8,
     /// Seed of contents and orders.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -76,6 +84,7 @@ impl Arguments {
             local_mib: self.local.unwrap_or(memory_mib / 4),
             touch_mib: self.touch.unwrap_or(touch),
             passes: self.passes.unwrap_or(passes),
+            replicas: self.replicas,
             seed: self.seed,
             qemu: self.qemu.clone(),
         }
@@ -99,6 +108,7 @@ impl Arguments {
             ("--local", plan.local_mib),
             ("--touch", plan.touch_mib),
             ("--passes", plan.passes),
+            ("--replicas", plan.replicas.into()),
             ("--seed", plan.seed),
         ] {
             words.extend([name.to_owned(), value.to_string()]);
@@ -116,8 +126,30 @@ pub(crate) struct Plan {
     local_mib: u64,
     touch_mib: u64,
     passes: u64,
+    replicas: u8,
     seed: u64,
     qemu: String,
+}
+
+impl Plan {
+    /// One of them may be lost, if the pages are not.
+    fn nodes(&self) -> usize {
+        match self.replicas {
+            1 => 2,
+            replicas => usize::from(replicas) + 1,
+        }
+    }
+
+    /// How many are killed.
+    fn losses(&self) -> usize {
+        usize::from(self.replicas > 1)
+    }
+
+    /// What each lends: with a third to spare it holds its part when others are gone.
+    fn capacity_mib(&self) -> u64 {
+        let left = (self.nodes() - self.losses()) as u64;
+        (self.memory_mib * u64::from(self.replicas) * 3 / 2 / left).next_multiple_of(16)
+    }
 }
 
 /// Why there is no report.
@@ -140,9 +172,15 @@ pub(crate) enum DemoError {
     /// A build failed; cargo has said why.
     #[error("building {what} failed")]
     Build { what: &'static str },
-    /// A memory node ended, or never said that it is ready.
-    #[error("memory node {node} did not become ready: its words are above")]
-    Node { node: usize },
+    /// A process of the cluster ended, or never said that it is ready.
+    #[error("{part} did not become ready: its words are above")]
+    NotReady { part: String },
+    /// `myco cluster` failed.
+    #[error("myco cluster {verb} failed: its words are above")]
+    Cluster { verb: &'static str },
+    /// Nodes are ready, but the control plane does not say so.
+    #[error("the control plane has not seen all {nodes} memory nodes after {seconds} s")]
+    NotJoined { nodes: usize, seconds: u64 },
     /// The guest's kernel could not be had.
     #[error("no kernel for the guest")]
     Kernel(#[from] mycoram_testbed::KernelStoreError),
@@ -217,8 +255,8 @@ fn here(plan: &Plan, inside: bool) -> Result<Report, DemoError> {
     }
     let scratch = parts::Scratch::new()?;
     let image = guest::prepared()?;
-    let nodes = parts::Nodes::start(plan, scratch.path())?;
-    watch::guest(plan, &image, &nodes, scratch.path(), GUEST_LIMIT)
+    let mut cluster = parts::Cluster::start(plan, scratch.path())?;
+    watch::guest(plan, &image, &mut cluster, scratch.path(), GUEST_LIMIT)
 }
 
 /// The same program again, inside of the test bed.
@@ -227,7 +265,8 @@ fn in_testbed(arguments: &Arguments) -> Result<Report, DemoError> {
     parts::build()?;
     guest::prepare()?;
     let mut options = testbed::options();
-    options.topology = mycoram_testbed::Topology::Nodes(parts::NODES as u8 + 1);
+    // One to each memory node, and one to the guest.
+    options.topology = mycoram_testbed::Topology::Nodes(arguments.plan().nodes() as u8 + 1);
     options.vcpus = 2;
     let json = options.out_dir.join("demo.json");
     let program = std::env::current_exe().map_err(|source| DemoError::File {

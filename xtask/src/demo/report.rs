@@ -22,6 +22,12 @@ pub(crate) struct Report {
     pub(super) verification: String,
     pub(super) transport: String,
     pub(super) nodes: usize,
+    /// Memory nodes that each page is on.
+    pub(super) replicas: u8,
+    /// Which was killed with SIGKILL in mid-run.
+    pub(super) killed_node: Option<String>,
+    /// What was made anew for it.
+    pub(super) rebuild: Option<Rebuild>,
     pub(super) guest: Guest,
     /// From the start of attaching to the guest's first instruction, ms.
     pub(super) attach_ms: f64,
@@ -46,6 +52,21 @@ pub(crate) struct Guest {
     pub(super) touches: u64,
     /// Pages with wrong contents, visits counted.
     pub(super) wrong_pages: u64,
+}
+
+/// What took the place of a lost memory node.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Rebuild {
+    /// Replicas that were made anew.
+    pub(super) extents: u64,
+    /// Bytes that were copied for them.
+    pub(super) bytes: u64,
+    /// From the kill until every extent had all its replicas again; null: not before the guest's end.
+    pub(super) seconds: Option<f64>,
+    /// From the kill until the control plane counted the node as down.
+    pub(super) down_after_seconds: Option<f64>,
+    /// Extents that lost their last replica.
+    pub(super) lost_extents: u64,
 }
 
 /// Fault service, as the agent measures it: event read to page installed.
@@ -121,7 +142,26 @@ impl Report {
         if self.fault.count == 0 || self.bytes.read == 0 || self.bytes.written == 0 {
             complaints.push("no page came from a memory node: nothing was shown".to_owned());
         }
+        if self.replicas > 1 {
+            complaints.extend(self.complaint_of_loss());
+        }
         complaints
+    }
+
+    fn complaint_of_loss(&self) -> Option<String> {
+        let Some(rebuild) = &self.rebuild else {
+            return Some("no memory node was killed: nothing was shown".to_owned());
+        };
+        if rebuild.lost_extents > 0 {
+            return Some(format!(
+                "{} extents lost their last replica",
+                rebuild.lost_extents
+            ));
+        }
+        if rebuild.seconds.is_none() || rebuild.extents == 0 {
+            return Some("the guest ended before the lost replicas were made anew".to_owned());
+        }
+        None
     }
 }
 
@@ -159,8 +199,26 @@ impl fmt::Display for Report {
         )?;
         row(
             "memory nodes",
-            format!("{} over {}", self.nodes, self.transport),
+            format!(
+                "{} over {}, each page on {}",
+                self.nodes, self.transport, self.replicas
+            ),
         )?;
+        if let (Some(node), Some(rebuild)) = (&self.killed_node, &self.rebuild) {
+            row("killed in mid-run", node.clone())?;
+            row(
+                "rebuilt",
+                match rebuild.seconds {
+                    Some(seconds) => format!(
+                        "{} extents, {:.0} MiB: counted as down after {:.1} s, whole again after {seconds:.1} s",
+                        rebuild.extents,
+                        mib(rebuild.bytes),
+                        rebuild.down_after_seconds.unwrap_or_default(),
+                    ),
+                    None => "not before the guest's end".to_owned(),
+                },
+            )?;
+        }
         row(
             "faults",
             format!(
@@ -194,7 +252,7 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bytes, Fault, Guest, Report};
+    use super::{Bytes, Fault, Guest, Rebuild, Report};
 
     fn good() -> Report {
         Report {
@@ -202,7 +260,16 @@ mod tests {
             schema_version: Report::version(),
             verification: "pass".to_owned(),
             transport: "tcp".to_owned(),
-            nodes: 2,
+            nodes: 3,
+            replicas: 2,
+            killed_node: Some("node3".to_owned()),
+            rebuild: Some(Rebuild {
+                extents: 3,
+                bytes: 48 << 20,
+                seconds: Some(2.0),
+                down_after_seconds: Some(1.0),
+                lost_extents: 0,
+            }),
             guest: Guest {
                 ram_bytes: 512 << 20,
                 local_budget_bytes: 128 << 20,
@@ -230,13 +297,16 @@ mod tests {
     #[test]
     fn a_report_that_shows_nothing_or_something_wrong_is_a_failure() {
         assert_eq!(good().complaints(), Vec::<String>::new());
-        let spoil: [fn(&mut Report); 6] = [
+        let spoil: [fn(&mut Report); 9] = [
             |r| r.verification = "fail".to_owned(),
             |r| r.guest.peak_resident_bytes = 200 << 20,
             |r| r.guest.peak_resident_bytes = 0,
             |r| r.guest.touched_bytes = 100 << 20,
             |r| r.fault.count = 0,
             |r| r.bytes.read = 0,
+            |r| r.rebuild = None,
+            |r| r.rebuild.as_mut().unwrap().seconds = None,
+            |r| r.rebuild.as_mut().unwrap().lost_extents = 1,
         ];
         for spoil in spoil {
             let mut report = good();

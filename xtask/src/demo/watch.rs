@@ -5,13 +5,16 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
 use super::guest::Image;
-use super::parts::{NODES, Nodes, Part, place};
-use super::report::{Bytes, Fault, Guest, Report};
+use super::loss::{Healed, Loss};
+use super::parts::{Cluster, Part, place};
+use super::report::{Bytes, Fault, Guest, Rebuild, Report};
 use super::{DemoError, Plan, program};
 
 /// How often the kernel's count is looked at: between two looks a budget could be exceeded unseen, so often.
@@ -46,6 +49,8 @@ struct Region {
 struct Moved {
     bytes_read: u64,
     bytes_written: u64,
+    rebuilt_replicas: u64,
+    rebuilt_bytes: u64,
 }
 
 /// The verdict of the guest's program: its last line.
@@ -62,15 +67,18 @@ struct Verdict {
 pub(super) fn guest(
     plan: &Plan,
     image: &Image,
-    nodes: &Nodes,
+    cluster: &mut Cluster,
     scratch: &Path,
     limit: Duration,
 ) -> Result<Report, DemoError> {
     let name = format!("demo-{}", std::process::id());
     let figures_path = scratch.join("figures.json");
-    let mut vm = start(plan, image, nodes, &name, &figures_path)?;
+    let mut vm = start(plan, image, &cluster.far(plan), &name, &figures_path)?;
     let console = vm.child().stdout.take();
-    let reader = std::thread::spawn(move || read_console(console));
+    let verifying = Arc::<AtomicBool>::default();
+    let seen = Arc::clone(&verifying);
+    let reader = std::thread::spawn(move || read_console(console, &seen));
+    let mut loss: Option<Loss> = None;
 
     let deadline = Instant::now() + limit;
     let mut residency = Residency::new(plan.memory_mib << 20);
@@ -85,10 +93,18 @@ pub(super) fn guest(
             });
         }
         residency.look(vm.child().id());
+        if plan.losses() > 0
+            && loss.is_none()
+            && verifying.load(Ordering::Acquire)
+            && let Some(node) = cluster.kill_node()
+        {
+            loss = Some(Loss::watch(node, cluster.control.clone()));
+        }
         progress.tick(residency.peak_bytes);
         // The kernel has no event for "a file has grown": its count is sampled.
         std::thread::sleep(LOOK_INTERVAL);
     };
+    let loss = loss.map(Loss::end);
     let verdict = reader.join().ok().flatten();
     if !status.success() {
         return Err(DemoError::Vm { status });
@@ -102,20 +118,19 @@ pub(super) fn guest(
         what: "the virtual machine's figures",
         source,
     })?;
-    Ok(report(plan, &figures, verdict, residency.peak_bytes))
+    Ok(report(plan, &figures, verdict, residency.peak_bytes, loss))
 }
 
 fn start(
     plan: &Plan,
     image: &Image,
-    nodes: &Nodes,
+    far: &str,
     name: &str,
     figures: &Path,
 ) -> Result<Part, DemoError> {
     let myco = program("myco").display().to_string();
     let memory = format!("{}MiB", plan.memory_mib);
     let local = format!("{}MiB", plan.local_mib);
-    let nodes = nodes.file.display().to_string();
     let (kernel, initramfs, figures) = (
         image.kernel.display().to_string(),
         image.initramfs.display().to_string(),
@@ -133,22 +148,28 @@ fn start(
     let machine = format!("q35,accel={accelerator}");
     #[rustfmt::skip]
     let words = [
-        &myco, "vm", "run", "--name", name, "--memory", &memory, "--local", &local, "--nodes", &nodes,
+        &myco, "vm", "run", "--name", name, "--memory", &memory, "--local", &local, "--nodes", far,
         "--report", &figures, "--qemu", &plan.qemu, "--",
         "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-machine", &machine, "-cpu", "max",
         "-kernel", &kernel, "-initrd", &initramfs, "-append", &append,
     ];
-    let mut command = place(plan, NODES + 1, &words);
+    let mut command = place(plan, plan.nodes() + 1, &words);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     Part::start(command)
 }
 
-/// Prints the guest's words and keeps the verdict.
-fn read_console(console: Option<std::process::ChildStdout>) -> Option<Verdict> {
+/// Prints the guest's words and keeps the verdict; says when its program has begun to verify.
+fn read_console(
+    console: Option<std::process::ChildStdout>,
+    verifying: &AtomicBool,
+) -> Option<Verdict> {
     let mut verdict = None;
     for line in BufReader::new(console?).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
+        if line.starts_with("workload: verify ") {
+            verifying.store(true, Ordering::Release);
+        }
         match line
             .strip_prefix("workload: result ")
             .map(serde_json::from_str)
@@ -275,8 +296,16 @@ impl Progress {
         let region = figures.region;
         let rate = region.faults.saturating_sub(self.faults) as f64 / since.as_secs_f64();
         self.faults = region.faults;
+        let rebuilt = match region.transport.rebuilt_bytes {
+            0 => String::new(),
+            bytes => format!(
+                ", rebuilt {} extents ({} MiB)",
+                region.transport.rebuilt_replicas,
+                bytes >> 20
+            ),
+        };
         eprintln!(
-            "demo: {rate:.0} faults/s, resident {} MiB (peak {} MiB), remote {} MiB, hit rate of faults {:.2}",
+            "demo: {rate:.0} faults/s, resident {} MiB (peak {} MiB), remote {} MiB, hit rate of faults {:.2}{rebuilt}",
             region.resident >> 8,
             peak_bytes >> 20,
             region.remote >> 8,
@@ -285,14 +314,31 @@ impl Progress {
     }
 }
 
-fn report(plan: &Plan, figures: &Figures, verdict: Verdict, peak_resident_bytes: u64) -> Report {
+fn report(
+    plan: &Plan,
+    figures: &Figures,
+    verdict: Verdict,
+    peak_resident_bytes: u64,
+    loss: Option<(String, Healed)>,
+) -> Report {
     let region = &figures.region;
+    let (killed_node, healed) = loss.unzip();
+    let rebuild = healed.map(|healed| Rebuild {
+        extents: region.transport.rebuilt_replicas,
+        bytes: region.transport.rebuilt_bytes,
+        seconds: healed.whole_after,
+        down_after_seconds: healed.down_after,
+        lost_extents: healed.lost_extents,
+    });
     Report {
         schema: Report::SCHEMA.to_owned(),
         schema_version: Report::version(),
         verification: verdict.verification,
         transport: plan.transport.name().to_owned(),
-        nodes: NODES,
+        nodes: plan.nodes(),
+        replicas: plan.replicas,
+        killed_node,
+        rebuild,
         guest: Guest {
             ram_bytes: plan.memory_mib << 20,
             local_budget_bytes: plan.local_mib << 20,
