@@ -490,3 +490,27 @@ fn whatever_dies_replicas_are_made_up_for_and_no_page_is_lost() {
     let stories = seeds.len() as u64;
     assert!(stories == 1 || (deaths > stories && copied > 4 * stories));
 }
+
+/// Replicas that are dropped together take no longer than one: each waits until lanes have heard of itself,
+/// and none until they have heard of the others, or as after a failure.
+#[test]
+fn replicas_that_are_dropped_together_do_not_wait_for_each_other() {
+    let mut story = Story::begin(1);
+    let go_on_until = |story: &mut Story, ends: &dyn Fn(&Healer) -> bool| {
+        let begun = story.network.now();
+        while !ends(&story.healer) {
+            story.poll();
+            story.rebuild.step();
+            story.network.advance(Duration::from_millis(1));
+            assert!(story.network.now() - begun < PATIENCE, "{:?}", story.healer);
+        }
+        story.network.now() - begun
+    };
+    story.healer.copy_all_to(2);
+    go_on_until(&mut story, &|healer| healer.all_live_on(2));
+    story.healer.drop_all_on(0);
+    let took = go_on_until(&mut story, &|healer| healer.dropped() == u64::from(EXTENTS));
+    // One look for orders, and a few for the lane.
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    assert_eq!(story.rebuild.progress().failures, 0);
+}

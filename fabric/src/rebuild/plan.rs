@@ -113,6 +113,18 @@ impl Plan {
         self.tasks.retain(|task| Key::of(&task.order) != key);
     }
 
+    /// Others have yet to let go of what it needs: again at `again_ms`, which says nothing against it.
+    pub(super) fn busy(&mut self, order: &Order, again_ms: u64) {
+        let key = Key::of(order);
+        for task in &mut self.tasks {
+            if Key::of(&task.order) == key {
+                task.active = false;
+                task.not_before_ms = again_ms;
+            }
+        }
+        self.tasks.retain(|task| task.still_ordered || task.active);
+    }
+
     /// It could not be done now: again later, if it is still ordered then.
     pub(super) fn failed(&mut self, order: &Order, now_ms: u64) {
         let key = Key::of(order);

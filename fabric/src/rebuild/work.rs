@@ -18,6 +18,8 @@ const CONNECT_AGAIN_MS: u64 = 500;
 /// How soon a replica whose copying was given up is tried to be dropped again, and a complete one to be
 /// counted, ms.
 const AGAIN_MS: u64 = 200;
+/// How soon a replica is looked at again that lanes still use, ms: they were woken to let go of it.
+const BUSY_MS: u64 = 2;
 
 /// How a region's replicas are rebuilt.
 #[derive(Clone)]
@@ -223,6 +225,10 @@ impl Rebuild {
             match begun {
                 Ok(()) => {}
                 Err(ChangeError::NotOwner) => return false,
+                Err(ChangeError::Busy) => {
+                    let again = self.now_ms() + BUSY_MS;
+                    self.plan.busy(&order, again);
+                }
                 Err(error) => {
                     tracing::debug!(
                         ?order,

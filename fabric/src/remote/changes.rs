@@ -13,7 +13,7 @@
 //! One change at a time, each durable before it is published. Everything here blocks; in a region with
 //! threads its keeper does what losses ask for, else a lane does when it is polled.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
@@ -25,6 +25,7 @@ use super::link::{Cause, Death, LinkParts, NodeLink, Trouble};
 use super::published::Snapshot;
 use super::region::{Remote, Shared};
 use super::transports::TransportMissing;
+use super::waits::LanesHeard;
 use super::watch::Watch;
 use crate::authority::{AuthorityError, Sighting, StaleMark, grant_for};
 use crate::pages::{KeepDirectory, KeepError};
@@ -129,6 +130,9 @@ pub(super) struct Changes {
     keep: Option<KeepDirectory>,
     /// Links whose end the authority was told of.
     reported: BTreeSet<u16>,
+    /// Replicas that are being dropped: the lanes that have to hear that they do not count any more. Later
+    /// changes are none of their business: a drop that waited for the newest would wait for each other drop.
+    leaving: BTreeMap<(ExtentIndex, u16), LanesHeard>,
 }
 
 impl Changes {
@@ -244,7 +248,7 @@ impl Shared {
         changed: impl Iterator<Item = ExtentIndex>,
         added: Option<(ExtentIndex, Location, Arc<CopyTracker>)>,
         links: impl FnOnce(&mut Snapshot),
-    ) -> super::waits::LanesHeard {
+    ) -> LanesHeard {
         let mut next = self.published.newest();
         links(&mut next);
         let directory = self.directory();
@@ -375,7 +379,7 @@ impl Shared {
         extent: ExtentIndex,
         added: Option<(Location, Arc<CopyTracker>)>,
         change: impl FnOnce(&mut Vec<Home>),
-    ) -> Result<super::waits::LanesHeard, ChangeError> {
+    ) -> Result<LanesHeard, ChangeError> {
         let mut directory = self.directory().clone();
         change(&mut directory.homes[extent.get() as usize]);
         changes.keep(&directory)?;
@@ -567,14 +571,19 @@ impl Remote {
                 return Err(ChangeError::LastReplica);
             }
             shared.authority.mark_stale(&[StaleMark { extent, node }])?;
-            shared.change(&mut changes, extent, None, |homes| {
+            let heard = shared.change(&mut changes, extent, None, |homes| {
                 for other in homes.iter_mut().filter(|other| other.node == home.node) {
                     other.worth = Worth::Stale;
                 }
             })?;
+            changes.leaving.insert((extent, home.node), heard);
         }
-        let newest = shared.published.newest().homes.version();
-        if !shared.lanes.tell(newest).all() {
+        let heard = changes
+            .leaving
+            .entry((extent, home.node))
+            // It was stale before: what is newest by now knows of that.
+            .or_insert_with(|| shared.lanes.tell(newest.homes.version()));
+        if !heard.all() {
             return Err(ChangeError::Busy);
         }
         let links = shared.published.newest().links;
@@ -592,6 +601,7 @@ impl Remote {
         shared.change(&mut changes, extent, None, |homes| {
             homes.retain(|other| other.node != home.node);
         })?;
+        changes.leaving.remove(&(extent, home.node));
         Ok(())
     }
 }

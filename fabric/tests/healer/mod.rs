@@ -108,6 +108,29 @@ impl Healer {
         }
     }
 
+    /// Copies everything to `to`, and drops nothing.
+    pub(crate) fn copy_all_to(&self, to: usize) {
+        let copies = (0..self.extents).map(|extent| Order::Copy {
+            extent: ExtentIndex::new(extent),
+            to: self.nodes[to].clone(),
+        });
+        self.state().orders.extend(copies);
+    }
+
+    /// Has everything on `node` dropped, all at once.
+    pub(crate) fn drop_all_on(&self, node: usize) {
+        let name = &self.nodes[node].name;
+        let mut state = self.state();
+        for live in state.live.values_mut() {
+            live.retain(|other| other != name);
+        }
+        let drops = (0..self.extents).map(|extent| Order::Drop {
+            extent: ExtentIndex::new(extent),
+            node: name.clone(),
+        });
+        state.orders.extend(drops);
+    }
+
     pub(crate) fn all_live_on(&self, node: usize) -> bool {
         let state = self.state();
         let name = &self.nodes[node].name;

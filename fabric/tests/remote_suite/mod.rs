@@ -453,6 +453,7 @@ macro_rules! remote_suite {
             a_wrong_page_is_read_from_another_replica_and_repaired
             replicas_are_made_anew_elsewhere_while_pages_are_written
             a_live_replica_moves_and_its_memory_is_given_back
+            drops_wait_for_lanes_and_not_for_each_other
             a_successor_knows_which_replicas_are_stale
             a_write_waits_until_its_replica_is_durably_stale
         );

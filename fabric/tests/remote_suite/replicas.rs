@@ -257,6 +257,28 @@ pub(crate) fn a_live_replica_moves_and_its_memory_is_given_back(fabric: Fabric) 
     assert!(matches!(last, Err(ChangeError::LastReplica)));
 }
 
+pub(crate) fn drops_wait_for_lanes_and_not_for_each_other(fabric: Fabric) {
+    let cluster = Cluster::start(fabric, &[8 * MIB, 8 * MIB, 8 * MIB]);
+    let remote = region(&cluster, 2);
+    let mut pages = Pages::open(&*remote, &LaneConfig::default());
+    write_all(&remote, &mut pages);
+    // Extents go round the nodes: 0 and 1 are on n1, and each on another one.
+    let dropped = |extent| remote.drop_replica(ExtentIndex::new(extent), "n1");
+    for extent in [0, 1] {
+        let busy = dropped(extent);
+        assert!(
+            matches!(busy, Err(ChangeError::Busy)),
+            "the lane has not heard of it: {busy:?}"
+        );
+    }
+    pages.poll();
+    for extent in [0, 1] {
+        dropped(extent).expect("the lane has heard of both");
+        assert_eq!(live(&remote, extent).len(), 1);
+    }
+    read_all(&remote, &mut pages);
+}
+
 pub(crate) fn a_successor_knows_which_replicas_are_stale(fabric: Fabric) {
     let mut cluster = Cluster::start(fabric, &[8 * MIB, 8 * MIB]);
     let remote = region(&cluster, 2);
