@@ -9,6 +9,7 @@
 //! ```
 
 mod bench;
+mod child;
 mod cpu_time;
 mod floor;
 mod machine;

@@ -1,7 +1,6 @@
 //! A memory node as users start it: `myco node serve`, a process of its own.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use std::time::{Duration, Instant};
 use mycoram_fabric::session::{Dial, TcpDial};
 use mycoram_fabric::transport::TransportKind;
 
-use crate::placement;
+use crate::child;
 
 /// How long a node may take to be there: it registers its memory first.
 const STARTS: Duration = Duration::from_secs(30);
@@ -75,9 +74,7 @@ impl Node {
             .args(["--listen", &control.to_string()])
             .args(["--capacity", &format!("{capacity}B")])
             .stdout(Stdio::null());
-        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
-        unsafe { command.pre_exec(move || Ok(placement::pin(cpu)?)) };
-        let child = command.spawn().map_err(start)?;
+        let child = child::tie(&mut command, cpu).spawn().map_err(start)?;
         let mut node = Self { child, control };
         node.await_answer()?;
         Ok(node)

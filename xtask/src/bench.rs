@@ -2,12 +2,15 @@
 
 use std::error::Error;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use mycoram_testbed::{Job, KernelSeries, Outcome, PassThrough, Testbed};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 use crate::{checkout, deps, testbed};
 
@@ -82,9 +85,14 @@ fn build_and_run(arguments: &Arguments) -> Result<u8, Box<dyn Error>> {
     if arguments.transport == Some(Transport::Verbs) || arguments.name == PEERS {
         run_in_testbed(arguments, &program)
     } else {
-        let status = Command::new(&program)
-            .args(words(arguments, arguments.json.as_deref()))
-            .status()?;
+        let mut command = Command::new(&program);
+        command.args(words(arguments, arguments.json.as_deref()));
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe {
+            // A signal that ends us runs nobody's `drop`.
+            command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+        }
+        let status = command.status()?;
         Ok(status
             .code()
             .and_then(|code| u8::try_from(code).ok())

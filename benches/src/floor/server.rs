@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::Waiting;
-use crate::placement::{self, Placement};
+use crate::child;
+use crate::placement::Placement;
 
 /// How long perftest's server may take to listen.
 const LISTENS: Duration = Duration::from_secs(5);
@@ -37,11 +37,6 @@ impl Drop for Owned {
     }
 }
 
-fn pinned(command: &mut Command, cpu: Option<usize>) -> &mut Command {
-    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
-    unsafe { command.pre_exec(move || Ok(placement::pin(cpu)?)) }
-}
-
 /// A page server for [`super::tcp::Client`].
 pub(crate) struct Server {
     _process: Owned,
@@ -60,7 +55,7 @@ impl Server {
         command
             .args(["page-server", "--waiting", waiting])
             .stdout(Stdio::piped());
-        let mut process = Owned(pinned(&mut command, cpu).spawn().map_err(start)?);
+        let mut process = Owned(child::tie(&mut command, cpu).spawn().map_err(start)?);
         let mut line = String::new();
         let out = process.0.stdout.take().ok_or(ServerError::NoAddress)?;
         BufReader::new(out).read_line(&mut line).map_err(start)?;
@@ -103,7 +98,7 @@ impl ReadLatency {
         let mut server = base(variable("MYCORAM_RXE_DEV_2", "rxe2"));
         server.stdout(Stdio::null()).stderr(Stdio::null());
         let mut server = Owned(
-            pinned(&mut server, placement.node_cpu)
+            child::tie(&mut server, placement.node_cpu)
                 .spawn()
                 .map_err(start)?,
         );
@@ -113,7 +108,7 @@ impl ReadLatency {
         // perftest does not say when it listens, so the client is tried until it gets through.
         while begun.elapsed() < LISTENS && matches!(server.0.try_wait(), Ok(None)) {
             let mut client = base(variable("MYCORAM_RXE_DEV_1", "rxe1"));
-            let output = pinned(client.arg(&address), placement.program_cpu)
+            let output = child::tie(client.arg(&address), placement.program_cpu)
                 .output()
                 .map_err(start)?;
             words = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::orders::{Answer, Order};
+use crate::child;
 
 /// Why an order was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +59,10 @@ impl Program {
             // SAFETY: between fork and exec the closure makes one system call on an open descriptor.
             unsafe { command.pre_exec(move || (&group).write_all(b"0")) };
         }
-        let mut child = command.spawn().map_err(ProgramError::Start)?;
+        // It pins itself.
+        let mut child = child::tie(&mut command, None)
+            .spawn()
+            .map_err(ProgramError::Start)?;
         let missing = || ProgramError::Start(std::io::ErrorKind::BrokenPipe.into());
         let orders = child.stdin.take().ok_or_else(missing)?;
         let answers = BufReader::new(child.stdout.take().ok_or_else(missing)?);
