@@ -1,10 +1,10 @@
 //! The control plane as a real process: members, regions, leases, and what goes on while it is away.
 
 mod control_process;
+mod node_process;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use control_process::{Cluster, HANG, Process, wait_until};
 use mycoram::FarMemory;
@@ -14,15 +14,13 @@ use mycoram_control::client::{ClientError, ControlRegions, RegionKey, RegionLeas
 use mycoram_control::identity::{Role, init_cluster};
 use mycoram_control::proto;
 use mycoram_fabric::authority::{AuthorityError, RegionAuthority, Sighting, StaleMark};
-use mycoram_fabric::pages::{
-    Direction, FrameIndex, LaneConfig, PageError, PageLane, PageRequest, Which,
-};
+use mycoram_fabric::pages::{Direction, LaneConfig, PageLane};
 use mycoram_fabric::session::{Dial, Identity, Session, SessionError, TcpDial};
-use mycoram_fabric::transport::Armed;
-use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, PageIndex};
+use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex};
 use mycoram_fabric::wire::Refusal;
 use mycoram_fabric::wire::grant::SignedGrant;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use node_process::ask;
 
 /// Acquires a region as a new owner.
 fn acquire(cluster: &Cluster, region: &str, owner: u64, take_over: bool) -> RegionLease {
@@ -642,29 +640,4 @@ fn memory_is_promised_ahead_and_others_are_refused_that_much_earlier() {
     let left = cluster.must(&["region", "reservations"])["reservations"].clone();
     assert_eq!(left.as_array().map(Vec::len), Some(0));
     assert_eq!(place("other", 3).expect("room"), 32);
-}
-
-/// Moves one page by frame 0, and waits for the answer.
-fn ask(lane: &mut dyn PageLane, direction: Direction, page: u32) -> Result<(), PageError> {
-    lane.queue(PageRequest {
-        tag: 0,
-        direction,
-        page: PageIndex::new(page),
-        run: 1,
-        frame: FrameIndex(0),
-        which: Which::Live,
-    })
-    .expect("room");
-    lane.ring();
-    let until = Instant::now() + HANG;
-    let mut done = Vec::with_capacity(1);
-    while lane.poll(&mut done) == 0 {
-        assert!(Instant::now() < until, "never answered");
-        if lane.arm() == Armed::Waiting {
-            let mut fds = Vec::new();
-            lane.readiness(&mut |fd| fds.push(PollFd::new(fd, PollFlags::POLLIN)));
-            let _ = poll(&mut fds, PollTimeout::from(5000u16));
-        }
-    }
-    done[0].result
 }

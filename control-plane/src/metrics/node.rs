@@ -9,63 +9,78 @@ use super::page::{Page, label};
 #[must_use]
 pub fn node_page(report: &StatusReport, refusals: &[(&'static str, u64)]) -> String {
     let mut page = Page::default();
-    for (name, help, value) in [
+    let bytes = Some(Unit::Bytes);
+    for (name, help, unit, value) in [
         (
             "node_pool_capacity",
             "Memory that the node lends in all",
+            bytes.clone(),
             report.capacity.get(),
         ),
-        ("node_pool_lent", "Memory in extents", report.lent.get()),
+        (
+            "node_pool_lent",
+            "Memory in extents",
+            bytes.clone(),
+            report.lent.get(),
+        ),
         (
             "node_pool_free",
             "Memory that nobody has",
+            bytes.clone(),
             report.free.get(),
         ),
         (
             "node_pool_unzeroed",
             "Free memory that is still to be zeroed",
+            bytes,
             report.unzeroed.get(),
         ),
-    ] {
-        page.gauge(name, help, Some(Unit::Bytes), value);
-    }
-    page.gauge(
-        "node_uptime",
-        "How long the node runs",
-        Some(Unit::Seconds),
-        report.uptime_ms / 1000,
-    );
-    for (name, help, value) in [
-        ("node_extents", "Extents", report.extents),
+        (
+            "node_uptime",
+            "How long the node runs",
+            Some(Unit::Seconds),
+            report.uptime_ms / 1000,
+        ),
+        ("node_extents", "Extents", None, report.extents),
         (
             "node_tenants",
             "Tenants with a region",
+            None,
             report.tenants.into(),
         ),
-        ("node_regions", "Regions", report.regions.into()),
+        ("node_regions", "Regions", None, report.regions.into()),
         (
             "node_orphans",
             "Regions without an owner",
+            None,
             report.orphans.into(),
         ),
-        ("node_sessions", "Open sessions", report.sessions.into()),
+        (
+            "node_sessions",
+            "Open sessions",
+            None,
+            report.sessions.into(),
+        ),
         (
             "node_control_connections",
             "Control connections",
+            None,
             report.control_connections.into(),
         ),
         (
             "node_data_connections",
             "Queue pairs",
+            None,
             report.data_connections.into(),
         ),
         (
             "node_draining",
             "1 while the node is being stopped",
+            None,
             report.draining.into(),
         ),
     ] {
-        page.gauge(name, help, None, value);
+        page.gauge(name, help, unit, value);
     }
     page.counters(
         "node_refusals",

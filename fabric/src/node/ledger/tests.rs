@@ -1,3 +1,5 @@
+//! What the ledger answers, order by order, and that its bytes add up whatever is asked of it.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The bookkeeping of a lane against links that do as the test says: what is posted, where, and what is answered.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Control messages there and back, and what is no message.
+
 use proptest::prelude::*;
 
 use super::*;
