@@ -44,7 +44,7 @@ impl Daemon {
 impl Backend for Daemon {
     fn map(&self, bytes: ByteCount) -> Result<Box<dyn Backing>, MapError> {
         let connection = Connection::open(&self.socket)?;
-        let pages = Arc::new(Pages::map(bytes)?);
+        let pages = Arc::new(Pages::of_file(bytes)?);
         let attached = pages.file().and_then(|memory| {
             let request = AttachRequest {
                 memory,

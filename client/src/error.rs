@@ -2,7 +2,7 @@
 
 use mycoram_agent::daemon::client::{AttachError as DaemonAttachError, ConnectError, OrderError};
 use mycoram_agent::daemon::{Refusal, SourceError};
-use mycoram_agent::kernel::{MemoryFileError, OpenUserfaultError, PidFdError};
+use mycoram_agent::kernel::{MemoryFileError, OpenUserfaultError, PidFdError, RoomsError};
 use mycoram_agent::{AttachError, ParkingPipeError, RegionError};
 use mycoram_control::NodesFileError;
 use mycoram_fabric::remote::{CreateError, TransportError};
@@ -90,6 +90,9 @@ pub enum MapError {
          (myco agent serve, and myco+agent:///run/mycoram-agent.sock), which hands the right over"
     )]
     Userfault(#[source] OpenUserfaultError),
+    /// No rooms for pages on their way out.
+    #[error("the mapping's memory for pages on their way out could not be made")]
+    Rooms(#[source] RoomsError),
     /// No pipe for pages on their way out.
     #[error("the mapping's parking pipes could not be made")]
     Pipe(#[source] ParkingPipeError),
@@ -200,6 +203,7 @@ impl MapError {
             | Self::Userfault(_)
             | Self::Pipe(_)
             | Self::PidFd(_)
+            | Self::Rooms(_)
             | Self::Source(_)
             | Self::Attach(_) => Status::System,
             Self::Remote(CreateError::NoRoom { .. }) => Status::NoSpace,

@@ -46,7 +46,7 @@ mod status;
 pub use advice::{Advice, UnknownAdvice};
 pub use config::{
     Config, ConfigError, FileError, HostPort, HostPortError, MAX_NODES, MAX_WORKERS,
-    MIN_LOCAL_BYTES, ParseError, ResolveError, Source, UriError,
+    MIN_LOCAL_BYTES, Memory, ParseError, ResolveError, Source, UriError,
 };
 pub use error::{
     AdviseError, FlushError, MAX_MAPPING_BYTES, MAX_MAPPINGS, MapError, OpenError, StatsError,

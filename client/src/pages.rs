@@ -1,25 +1,37 @@
-//! The pages of a mapping in this process: a memfd of its own, mapped shared, that no child inherits.
+//! The pages of a mapping in this process, which no child inherits: private memory, or a memfd of its own,
+//! mapped shared.
 //!
-//! The program may move the mapping with mremap, or unmap parts of it. Where it is by now is asked of
-//! the kernel (`/proc/self/maps` names the memfd by its number), so nothing of anybody else's is ever
-//! unmapped, and an old address is never taken for the mapping.
+//! The program may move the mapping with mremap, or unmap parts of it. Where it is by now is asked of who
+//! knows: for a memfd the kernel (`/proc/self/maps` names it by its number), for private memory the agent,
+//! which hears of every move. So nothing of anybody else's is ever unmapped, and an old address is never
+//! taken for the mapping.
 
+use std::ffi::c_void;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use mycoram_agent::Places;
 use mycoram_agent::kernel::MemoryFile;
-use mycoram_fabric::units::ByteCount;
+use mycoram_fabric::units::{ByteCount, PageCount, PageIndex};
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use nix::sys::stat::{fstat, major, minor};
 
 use crate::error::MapError;
 
-/// A mapped memfd.
+#[derive(Debug)]
+enum Behind {
+    File(MemoryFile),
+    /// Known to the agent from the attaching on.
+    Private(OnceLock<Places>),
+}
+
+/// A mapping.
 pub(crate) struct Pages {
-    file: MemoryFile,
+    behind: Behind,
     /// Where it started when somebody last looked.
     start: AtomicPtr<u8>,
     bytes: ByteCount,
@@ -41,8 +53,8 @@ pub(crate) fn refused(what: &'static str) -> impl Fn(Errno) -> MapError {
 }
 
 impl Pages {
-    /// Maps `bytes`, whole pages, all holes.
-    pub(crate) fn map(bytes: ByteCount) -> Result<Self, MapError> {
+    /// Maps a new memfd of `bytes`, whole pages, all holes.
+    pub(crate) fn of_file(bytes: ByteCount) -> Result<Self, MapError> {
         let file = MemoryFile::create(c"mycoram", bytes).map_err(MapError::File)?;
         let length = NonZeroUsize::new(bytes.as_usize()).ok_or(MapError::Empty)?;
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
@@ -57,8 +69,32 @@ impl Pages {
             )
         }
         .map_err(refused("mmap"))?;
+        Self::kept(Behind::File(file), start, bytes)
+    }
+
+    /// Maps `bytes` of private memory, whole pages, all holes. The agent is to be named with
+    /// [`Self::known_to`] when it serves them.
+    pub(crate) fn private(bytes: ByteCount) -> Result<Self, MapError> {
+        let length = NonZeroUsize::new(bytes.as_usize()).ok_or(MapError::Empty)?;
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe {
+            mmap_anonymous(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )
+        }
+        .map_err(refused("mmap"))?;
+        // SAFETY: the range was mapped just now. A kernel without huge pages refuses, and needs it not.
+        let _ = unsafe { madvise(start, bytes.as_usize(), MmapAdvise::MADV_NOHUGEPAGE) };
+        Self::kept(Behind::Private(OnceLock::new()), start, bytes)
+    }
+
+    /// A new mapping, kept from core dumps and children.
+    fn kept(behind: Behind, start: NonNull<c_void>, bytes: ByteCount) -> Result<Self, MapError> {
         let pages = Self {
-            file,
+            behind,
             start: AtomicPtr::new(start.as_ptr().cast()),
             bytes,
         };
@@ -73,6 +109,13 @@ impl Pages {
         Ok(pages)
     }
 
+    /// Says who knows where private pages are.
+    pub(crate) fn known_to(&self, places: Places) {
+        if let Behind::Private(known) = &self.behind {
+            let _ = known.set(places);
+        }
+    }
+
     /// Where it started when somebody last looked with [`Self::parts`].
     #[inline]
     pub(crate) fn start(&self) -> NonNull<u8> {
@@ -83,24 +126,28 @@ impl Pages {
         self.bytes
     }
 
-    /// A descriptor of the memfd.
+    /// A descriptor of the memfd, which private memory has not.
     pub(crate) fn file(&self) -> Result<OwnedFd, MapError> {
-        self.file
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|_| refused("dup")(Errno::last()))
+        let Behind::File(file) = &self.behind else {
+            return Err(refused("dup")(Errno::EBADF));
+        };
+        let dup = file.as_fd().try_clone_to_owned();
+        dup.map_err(|_| refused("dup")(Errno::last()))
     }
 
-    /// Where its parts are now, as the kernel has it; none if the program has unmapped all of it.
+    /// Where its parts are now; none if the program has unmapped all of it.
     pub(crate) fn parts(&self) -> Vec<Part> {
-        let (Ok(maps), Ok(stat)) = (
-            std::fs::read_to_string("/proc/self/maps"),
-            fstat(self.file.as_fd()),
-        ) else {
-            return Vec::new();
+        let parts = match &self.behind {
+            Behind::File(file) => parts_of_file(file),
+            Behind::Private(known) => match known.get() {
+                Some(places) => places.parts().into_iter().map(Part::of).collect(),
+                None => vec![Part {
+                    start: self.start.load(Ordering::Relaxed) as usize,
+                    len: self.bytes.as_usize(),
+                    offset: 0,
+                }],
+            },
         };
-        let device = format!("{:02x}:{:02x}", major(stat.st_dev), minor(stat.st_dev));
-        let parts = parts_of(&maps, &device, stat.st_ino);
         if let Some(first) = parts.iter().find(|part| part.offset == 0) {
             self.start.store(
                 std::ptr::with_exposed_provenance_mut(first.start),
@@ -119,6 +166,28 @@ impl Pages {
             }
         }
     }
+}
+
+impl Part {
+    fn of((addr, page, pages): (u64, PageIndex, PageCount)) -> Self {
+        Self {
+            start: addr as usize,
+            len: pages.bytes().as_usize(),
+            offset: page.offset().get() as usize,
+        }
+    }
+}
+
+/// As the kernel has them.
+fn parts_of_file(file: &MemoryFile) -> Vec<Part> {
+    let (Ok(maps), Ok(stat)) = (
+        std::fs::read_to_string("/proc/self/maps"),
+        fstat(file.as_fd()),
+    ) else {
+        return Vec::new();
+    };
+    let device = format!("{:02x}:{:02x}", major(stat.st_dev), minor(stat.st_dev));
+    parts_of(&maps, &device, stat.st_ino)
 }
 
 /// Lines of a maps file that belong to the file with this device and number.
@@ -165,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_kernel_says_where_a_mapping_is_and_that_it_is_gone() {
-        let pages = Pages::map(ByteCount::mib(1)).expect("maps");
+        let pages = Pages::of_file(ByteCount::mib(1)).expect("maps");
         let start = pages.start().as_ptr() as usize;
         assert_eq!(
             pages.parts(),

@@ -22,10 +22,15 @@
 //!   to one batch (64 pages) an evictor is overdrawn.
 //! * A fork of the target must not touch the region: map it with MADV_DONTFORK. mremap of all or a part works,
 //!   up to 16 pieces; pieces beyond count as unmapped.
-//! * MADV_DONTNEED keeps what is resident, as it does for every shared file, and discards what is not.
+//! * MADV_DONTNEED keeps what is resident in a file, as it does for every shared file, and discards what is not.
+//!   In private memory it discards all.
 //!   Resident pages that a discard has named are not evicted for a quarter of a second.
 //! * A discard, or a mremap, that an agent had read and not yet applied when it was killed is not known to its
 //!   successor: the page then has its content from before the discard.
+//! * Private memory (`Region::attach_private`) is for a process that serves itself, on Linux 6.8 or newer: pages
+//!   leave by a move, and those that are pinned stay. Direct IO of a file system that does not pin (NFS, 9p,
+//!   Ceph) may go on writing into a page that has left: give it the memory of a file. A part that is made
+//!   read-only stays resident.
 //! * Without a living agent the target waits at every missing page, and in munmap and madvise.
 //!
 //! The agent knows remote pages only as `fabric::pages::RemoteRegion`; which nodes hold them, and who
@@ -47,10 +52,11 @@ pub use config::{
 };
 pub use page_table::{StateFileError, WordError};
 pub use runtime::{
-    AttachError, EventHandler, LostPage, Owner, Region, RegionError, RegionEvent, SavedRegion,
-    SetUpError, TakeOverError,
+    AttachError, EventHandler, LostPage, Owner, Places, Region, RegionError, RegionEvent,
+    SavedRegion, SetUpError, TakeOverError,
 };
 pub use stats::{RegionStats, STATS_VERSION, StatsError};
 pub use target::{
-    HeldDescriptors, MAX_PARKING_PIPES, ParkingPipe, ParkingPipeError, SLOTS_PER_PIPE, Target,
+    HeldDescriptors, MAX_PARKING_PIPES, ParkingPipe, ParkingPipeError, PrivateTarget,
+    SLOTS_PER_PIPE, Target,
 };

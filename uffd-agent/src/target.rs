@@ -8,6 +8,8 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use mycoram_fabric::units::ByteCount;
 
+use crate::kernel::ParkingRooms;
+
 /// Pages that one parking pipe can hold: a pipe of 256 KiB, which an unprivileged user may have.
 pub const SLOTS_PER_PIPE: u16 = 64;
 /// Most parking pipes a region can use.
@@ -82,4 +84,18 @@ pub struct Target {
     pub pipes: Vec<ParkingPipe>,
     /// What the descriptors are called inside of the target.
     pub held: HeldDescriptors,
+}
+
+/// Private memory of this very process that becomes a region.
+#[derive(Debug)]
+pub struct PrivateTarget {
+    /// A userfaultfd of this process, `O_NONBLOCK`, and nothing else done to it.
+    pub uffd: OwnedFd,
+    /// Where the memory starts, whole pages: one private anonymous mapping that was never touched, readable
+    /// and writable, kept from children (`MADV_DONTFORK`) and without huge pages (`MADV_NOHUGEPAGE`).
+    pub base: u64,
+    /// How long it is, whole pages.
+    pub bytes: ByteCount,
+    /// Where evicted pages wait: at least 2 times [`SLOTS_PER_PIPE`] slots, 16 times keep a scan going.
+    pub rooms: ParkingRooms,
 }

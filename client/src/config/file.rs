@@ -8,6 +8,7 @@
 //! extent = "16MiB"                             # optional
 //! replicas = 2                                 # optional
 //! workers = 0                                  # optional
+//! memory = "private"                           # optional
 //! ```
 //!
 //! A relative `nodes_file` is looked for beside the file that names it.
@@ -20,7 +21,7 @@ use mycoram_control::client::{ControlUrl, ControlUrlError};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES};
 
-use super::{Config, ConfigError, HostPort, HostPortError, Source, transport_named};
+use super::{Config, ConfigError, HostPort, HostPortError, Memory, Source, transport_named};
 
 /// Largest configuration file that is read: 1 MiB.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -111,6 +112,7 @@ struct Raw {
     extent: Option<ByteCount>,
     replicas: Option<u8>,
     workers: Option<u16>,
+    memory: Option<String>,
 }
 
 impl Config {
@@ -188,6 +190,7 @@ impl Config {
                 given(raw.extent.is_some(), "extent", "agent")?;
                 given(raw.replicas.is_some(), "replicas", "agent")?;
                 given(raw.workers.is_some(), "workers", "agent")?;
+                given(raw.memory.is_some(), "memory", "agent")?;
                 Source::Agent(socket)
             }
             _ => {
@@ -207,6 +210,10 @@ impl Config {
             extent: raw.extent.unwrap_or(ByteCount::new(DEFAULT_EXTENT_BYTES)),
             replicas: of_url.or(raw.replicas).unwrap_or(1),
             workers: raw.workers.unwrap_or(0),
+            memory: match &raw.memory {
+                Some(word) => word.parse().map_err(impossible)?,
+                None => Memory::default(),
+            },
         };
         config.check().map_err(impossible)?;
         Ok(config)

@@ -173,6 +173,42 @@ pub struct Config {
     /// Fault workers a mapping, 1 to [`MAX_WORKERS`]; 0, the default, lets the agent choose. Each is a
     /// thread with a queue pair to every node. Without meaning where a daemon is the agent.
     pub workers: u16,
+    /// What mappings are made of. Without meaning where a daemon is the agent.
+    pub memory: Memory,
+}
+
+/// What a mapping is made of in this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Memory {
+    /// Private memory where the kernel can move its pages (Linux 6.8), else a memfd. Pages leave without
+    /// being copied, and a page under direct IO stays until that is over. The default.
+    #[default]
+    Private,
+    /// A memfd. Its pages are spliced out, which costs more, and wait a while when the program has a file
+    /// open for direct IO. For direct IO on file systems that do not pin the memory (NFS, 9p, Ceph), and for
+    /// programs that make parts of a mapping read-only with mprotect.
+    File,
+}
+
+impl FromStr for Memory {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "private" => Ok(Self::Private),
+            "file" => Ok(Self::File),
+            _ => Err(ConfigError::Memory),
+        }
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Private => "private",
+            Self::File => "file",
+        })
+    }
 }
 
 /// Why a configuration makes no sense.
@@ -228,6 +264,9 @@ pub enum ConfigError {
         /// What was asked.
         workers: u16,
     },
+    /// `memory` names none.
+    #[error("the memory of a mapping is private or file")]
+    Memory,
     /// `transport` names none.
     #[error("the transport is tcp or verbs")]
     Transport,
@@ -276,6 +315,7 @@ impl Config {
             extent: ByteCount::new(DEFAULT_EXTENT_BYTES),
             replicas: 1,
             workers: 0,
+            memory: Memory::default(),
         };
         config.check()?;
         Ok(config)

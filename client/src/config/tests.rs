@@ -8,7 +8,7 @@ use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::ByteCount;
 
 use super::{
-    Config, ConfigError, FileError, HostPort, HostPortError, ParseError, Source, UriError,
+    Config, ConfigError, FileError, HostPort, HostPortError, Memory, ParseError, Source, UriError,
 };
 
 fn uri(text: &str) -> Result<Config, UriError> {
@@ -213,25 +213,30 @@ fn any_config() -> impl Strategy<Value = Config> {
         prop_oneof![Just(TransportKind::Tcp), Just(TransportKind::Verbs)],
         16u32..=24,
         0u16..=64,
+        prop_oneof![Just(Memory::Private), Just(Memory::File)],
     )
-        .prop_map(|(nodes, transport, extent_shift, workers)| {
+        .prop_map(|(nodes, transport, extent_shift, workers, memory)| {
             let source = Source::Nodes {
                 nodes: nodes.into_iter().collect(),
                 transport,
             };
-            (source, 1u64 << extent_shift, workers)
+            (source, 1u64 << extent_shift, workers, memory)
         });
 
-    let agent = "/[ -~é]{0,30}".prop_map(|path| (Source::Agent(PathBuf::from(path)), 16 << 20, 0));
-    (prop_oneof![nodes, agent], 256u64..1 << 40).prop_map(|((source, extent, workers), pages)| {
-        Config {
+    let agent = "/[ -~é]{0,30}".prop_map(|path| {
+        let source = Source::Agent(PathBuf::from(path));
+        (source, 16 << 20, 0, Memory::default())
+    });
+    (prop_oneof![nodes, agent], 256u64..1 << 40).prop_map(
+        |((source, extent, workers, memory), pages)| Config {
             source,
             local: ByteCount::new(pages * 4096),
             extent: ByteCount::new(extent),
             replicas: 1,
             workers,
-        }
-    })
+            memory,
+        },
+    )
 }
 
 proptest! {

@@ -1,7 +1,7 @@
 //! URIs: `myco://HOST:PORT[,HOST:PORT...]?local=SIZE&...`, `myco+agent:///SOCKET?local=SIZE&...` and
 //! `control://HOST:PORT?local=SIZE&...`.
 //!
-//! Options stand once, in any order: `local`, `transport`, `extent`, `replicas`, `workers`; for a control plane
+//! Options stand once, in any order: `local`, `transport`, `extent`, `replicas`, `workers`, `memory`; for a control plane
 //! those of its URL (see `mycoram_control`) too. What is not known is refused, so that a mistyped option is
 //! not silently a default. `%XX` may stand for a byte of a path.
 
@@ -14,7 +14,7 @@ use mycoram_control::client::{CONTROL_SCHEME, ControlUrl, ControlUrlError};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES};
 
-use super::{Config, ConfigError, HostPort, HostPortError, Source, transport_named};
+use super::{Config, ConfigError, HostPort, HostPortError, Memory, Source, transport_named};
 
 const NODES_SCHEME: &str = "myco://";
 const AGENT_SCHEME: &str = "myco+agent://";
@@ -47,7 +47,7 @@ pub enum UriError {
     },
     /// An option that there is not.
     #[error(
-        "option number {number} is not known: there are local, transport, extent, replicas and workers (for myco+agent: local only)"
+        "option number {number} is not known: there are local, transport, extent, replicas, workers and memory (for myco+agent: local only)"
     )]
     OptionUnknown {
         /// Which one, counted from 1.
@@ -80,6 +80,7 @@ struct Options {
     extent: Option<ByteCount>,
     replicas: Option<u8>,
     workers: Option<u16>,
+    memory: Option<Memory>,
 }
 
 fn set<T>(slot: &mut Option<T>, number: usize, value: T) -> Result<(), UriError> {
@@ -115,6 +116,9 @@ impl Options {
                 "replicas" if !for_agent => {
                     let replicas = value.parse().map_err(|_| UriError::Replicas)?;
                     set(&mut options.replicas, number, replicas)?;
+                }
+                "memory" if !for_agent => {
+                    set(&mut options.memory, number, value.parse::<Memory>()?)?;
                 }
                 "workers" if !for_agent => {
                     let workers = value.parse().map_err(|_| UriError::Workers)?;
@@ -175,6 +179,7 @@ impl FromStr for Config {
                 .unwrap_or(ByteCount::new(DEFAULT_EXTENT_BYTES)),
             replicas: options.replicas.unwrap_or(1),
             workers: options.workers.unwrap_or(0),
+            memory: options.memory.unwrap_or_default(),
         };
         config.check()?;
         Ok(config)
@@ -186,7 +191,7 @@ fn control(text: &str) -> Result<Config, UriError> {
     let (address, query) = text.split_once('?').unwrap_or((text, ""));
     let own = |part: &&str| {
         let name = part.split_once('=').map_or(*part, |(name, _)| name);
-        matches!(name, "local" | "extent" | "workers")
+        matches!(name, "local" | "extent" | "workers" | "memory")
     };
     let (own, theirs): (Vec<&str>, Vec<&str>) = query.split('&').partition(own);
     let options = match own.is_empty() {
@@ -203,6 +208,7 @@ fn control(text: &str) -> Result<Config, UriError> {
             .extent
             .unwrap_or(ByteCount::new(DEFAULT_EXTENT_BYTES)),
         workers: options.workers.unwrap_or(0),
+        memory: options.memory.unwrap_or_default(),
     };
     config.check()?;
     Ok(config)
@@ -224,8 +230,8 @@ impl fmt::Display for Config {
                 };
                 write!(
                     f,
-                    "?local={}&transport={transport}&extent={}&replicas={}&workers={}",
-                    self.local, self.extent, self.replicas, self.workers
+                    "?local={}&transport={transport}&extent={}&replicas={}&workers={}&memory={}",
+                    self.local, self.extent, self.replicas, self.workers, self.memory
                 )
             }
             Source::Agent(socket) => {
@@ -235,8 +241,8 @@ impl fmt::Display for Config {
             }
             Source::Control(url) => write!(
                 f,
-                "{url}&local={}&extent={}&workers={}",
-                self.local, self.extent, self.workers
+                "{url}&local={}&extent={}&workers={}&memory={}",
+                self.local, self.extent, self.workers, self.memory
             ),
             Source::NodesFile(file) => write!(f, "{}", file.display()),
         }

@@ -1,7 +1,8 @@
 //! The agent inside this process: the program's memory, the engine's threads.
 //!
 //! ```text
-//!   map:    remote room -> memfd, mmap, DONTFORK -> userfaultfd, pipes -> Region::attach
+//!   map:    mmap, DONTFORK -> userfaultfd, rooms -> remote room -> Region::attach_private
+//!           (a kernel that cannot move pages, or memory=file:  memfd, pipes ... Region::attach)
 //!   unmap:  Region::end (threads joined, remote room given back) -> munmap
 //! ```
 //!
@@ -15,11 +16,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mycoram_agent::{Region, RegionConfig, RegionEvent, RegionName};
+use mycoram_agent::kernel::ParkingRooms;
+use mycoram_agent::{PrivateTarget, Region, RegionConfig, RegionEvent, RegionName, Target};
 use mycoram_fabric::units::{ByteCount, PageIndex};
 
 use crate::backend::{Backend, Backing};
-use crate::config::Config;
+use crate::config::{Config, Memory};
 use crate::error::{AdviseError, FlushError, MapError, OpenError, StatsError, UnmapError};
 use crate::notice;
 use crate::pages::Pages;
@@ -39,6 +41,7 @@ pub(crate) struct InProcess {
     nodes: Nodes,
     local: ByteCount,
     workers: u16,
+    memory: Memory,
 }
 
 impl InProcess {
@@ -47,6 +50,7 @@ impl InProcess {
             nodes: Nodes::open(config)?,
             local: config.local,
             workers: config.workers,
+            memory: config.memory,
         })
     }
 
@@ -68,6 +72,34 @@ impl InProcess {
     }
 }
 
+impl InProcess {
+    /// Has the engine serve `pages`, which are private if there are rooms for them.
+    fn attach(&self, pages: &Pages, rooms: Option<ParkingRooms>) -> Result<Region, MapError> {
+        let config = self.region_config()?;
+        let served = match rooms {
+            Some(rooms) => Served::Private(target::private(pages, rooms)?),
+            None => Served::File(target::of_file(pages)?),
+        };
+        let (remote, owner) = self.nodes.region(pages.bytes())?;
+        let room = Arc::clone(&remote);
+        let attached = match served {
+            Served::Private(target) => {
+                Region::attach_private(target, remote, owner, config, Box::new(tell))
+            }
+            Served::File(target) => Region::attach(target, remote, owner, config, Box::new(tell)),
+        };
+        attached.map_err(|error| {
+            room.release();
+            MapError::Attach(error)
+        })
+    }
+}
+
+enum Served {
+    Private(PrivateTarget),
+    File(Target),
+}
+
 /// A directory of the user's own, on tmpfs.
 fn state_dir() -> PathBuf {
     format!("/dev/shm/mycoram-program-{}", nix::unistd::geteuid()).into()
@@ -75,18 +107,19 @@ fn state_dir() -> PathBuf {
 
 impl Backend for InProcess {
     fn map(&self, bytes: ByteCount) -> Result<Box<dyn Backing>, MapError> {
-        let config = self.region_config()?;
-        let pages = Arc::new(Pages::map(bytes)?);
-        let attached = target::of(&pages).and_then(|target| {
-            let (remote, owner) = self.nodes.region(bytes)?;
-            let room = std::sync::Arc::clone(&remote);
-            Region::attach(target, remote, owner, config, Box::new(tell)).map_err(|error| {
-                room.release();
-                MapError::Attach(error)
-            })
+        let rooms = match self.memory {
+            Memory::Private => target::rooms()?,
+            Memory::File => None,
+        };
+        let pages = Arc::new(match rooms {
+            Some(_) => Pages::private(bytes)?,
+            None => Pages::of_file(bytes)?,
         });
-        match attached {
-            Ok(region) => Ok(Box::new(Mapped { region, pages })),
+        match self.attach(&pages, rooms) {
+            Ok(region) => {
+                pages.known_to(region.places());
+                Ok(Box::new(Mapped { region, pages }))
+            }
             Err(error) => {
                 pages.unmap();
                 Err(error)

@@ -75,6 +75,25 @@ impl Mapping {
         })
     }
 
+    /// Private memory, not populated: pages come with their first use.
+    pub fn reserved(bytes: usize) -> Result<Self, MappingError> {
+        let length = NonZeroUsize::new(bytes).ok_or(MappingError::Empty)?;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe {
+            mmap_anonymous(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )
+        }
+        .map_err(|source| MappingError::Kernel { bytes, source })?;
+        Ok(Self {
+            start: start.cast(),
+            bytes,
+        })
+    }
+
     /// Shared mapping of the first `bytes` of a file or memfd that is at least that long.
     pub fn shared(file: impl AsFd, bytes: usize) -> Result<Self, MappingError> {
         let length = NonZeroUsize::new(bytes).ok_or(MappingError::Empty)?;

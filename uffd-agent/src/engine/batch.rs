@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A batch belongs to one evictor and to one parking pipe; a page's place in the pipe is its slot here.
-//! A slot whose page stayed, was discarded or was taken over by a fault is dead: its reference lies in the
+//! (Where pages are moved into rooms instead, splicing takes nothing, and punching is the move.) A slot whose page stayed, was discarded or was taken over by a fault is dead: its reference lies in the
 //! pipe until the pipe is drained, which needs every slot to be done and every reader gone.
 
 use mycoram_fabric::pages::MAX_RUN_PAGES;
@@ -23,6 +23,19 @@ pub(crate) struct Run {
     pub(crate) slot: usize,
     pub(crate) page: PageIndex,
     pub(crate) count: u32,
+}
+
+impl Run {
+    /// The first `count` pages, and the rest.
+    pub(crate) fn split(self, count: u32) -> (Self, Self) {
+        let count = count.min(self.count);
+        let rest = Self {
+            slot: self.slot + count as usize,
+            page: PageIndex::new(self.page.get() + count),
+            count: self.count - count,
+        };
+        (Self { count, ..self }, rest)
+    }
 }
 
 /// What the evictor has to do next.

@@ -80,6 +80,11 @@ impl Gate {
         Section(flag)
     }
 
+    /// Waits until what had been read when it was called is applied. For who is none of the threads.
+    pub(crate) fn after_readers(&self) {
+        self.wait_while(self.flags.len(), READING);
+    }
+
     /// Before looking at words in order to copy or to punch.
     pub(crate) fn change(&self, thread: usize) -> Section<'_> {
         let flag = &self.flags[thread];

@@ -55,6 +55,18 @@ pub(super) struct UffdioPoison {
     pub(super) updated: i64,
 }
 
+/// Since 6.8.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct UffdioMove {
+    pub(super) dst: u64,
+    pub(super) src: u64,
+    pub(super) len: u64,
+    pub(super) mode: u64,
+    /// Answer: bytes moved, or a negative errno, or untouched.
+    pub(super) moved: i64,
+}
+
 const _: () = {
     assert!(size_of::<UffdioApi>() == 24);
     assert!(offset_of!(UffdioApi, features) == 8);
@@ -71,11 +83,16 @@ const _: () = {
     assert!(size_of::<UffdioPoison>() == 32);
     assert!(offset_of!(UffdioPoison, mode) == 16);
     assert!(offset_of!(UffdioPoison, updated) == 24);
+    assert!(size_of::<UffdioMove>() == 40);
+    assert!(offset_of!(UffdioMove, src) == 8);
+    assert!(offset_of!(UffdioMove, mode) == 24);
+    assert!(offset_of!(UffdioMove, moved) == 32);
 };
 
 nix::ioctl_readwrite!(uffdio_api, UFFDIO, 0x3F, UffdioApi);
 nix::ioctl_readwrite!(uffdio_copy, UFFDIO, 0x03, UffdioCopy);
 nix::ioctl_readwrite!(uffdio_zeropage, UFFDIO, 0x04, UffdioZeropage);
+nix::ioctl_readwrite!(uffdio_move, UFFDIO, 0x05, UffdioMove);
 nix::ioctl_readwrite!(uffdio_poison, UFFDIO, 0x08, UffdioPoison);
 // On /dev/userfaultfd: takes the flags of userfaultfd(2), answers a new descriptor.
 nix::ioctl_write_int_bad!(userfaultfd_ioc_new, nix::request_code_none!(UFFDIO, 0x00));

@@ -7,6 +7,7 @@
 //!   events         faults and removals, read many at once into a fixed buffer
 //!   memory_file    the file behind a region: punch, holes, resident bytes
 //!   parking        a pipe that holds references to physical pages while they leave
+//!   rooms          private memory into which a process's own pages are moved while they leave
 //!   sigbus         what stands in for poison on kernels before 6.6
 //!   pidfd          processes: take a descriptor over, learn of their end
 //!   lock           the agent's own memory: locked, without huge pages
@@ -27,6 +28,7 @@ mod opening;
 mod parking;
 mod pidfd;
 mod probe;
+mod rooms;
 mod sigbus;
 mod target;
 mod userfault;
@@ -39,10 +41,12 @@ pub use opening::{OpenUserfaultError, UserfaultDevice};
 pub use parking::{Park, ParkingError, ParkingPipe};
 pub use pidfd::{PidFd, PidFdError};
 pub use probe::{Feature, FeatureSet, KernelFeatures, KernelRelease, ProbeError, Way};
+pub use rooms::{ParkingRooms, RoomsError};
 pub use sigbus::{SigbusError, SigbusStandIn, Struck};
 pub use target::{TargetAddr, TargetRange, TargetRangeError};
 pub use userfault::{
-    Filled, Gone, HandshakeError, Poisoned, ReceiveError, RegisterError, Userfault, Wake, Watch,
+    Filled, Gone, HandshakeError, Moved, Poisoned, ReceiveError, RegisterError, Userfault, Wake,
+    Watch,
 };
 
 #[cfg(test)]

@@ -83,7 +83,9 @@ impl Feature {
             Self::Poison => {
                 "no POISON (Linux 6.6): a thread that touches a lost page gets SIGBUS sent by the agent"
             }
-            Self::Move => "no MOVE (Linux 6.8): pages are copied in",
+            Self::Move => {
+                "no MOVE (Linux 6.8): a program's own far memory is a memfd, whose pages leave through pipes"
+            }
         }
     }
 }

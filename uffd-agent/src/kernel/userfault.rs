@@ -81,6 +81,21 @@ pub enum Filled {
     Refused(Errno),
 }
 
+/// What became of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// Every page.
+    All,
+    /// Only the first pages, maybe none; the next one stays where it is, for the reason that the next
+    /// call on the rest gives if some were moved.
+    Some {
+        /// How many.
+        pages: PageCount,
+        /// Why not more: `EBUSY` a page that is pinned or shared, `ENOENT` a hole.
+        why: Errno,
+    },
+}
+
 /// What became of a poisoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Poisoned {
@@ -321,6 +336,35 @@ impl Userfault {
         // SAFETY: `zero` is the structure this ioctl takes and outlives the call.
         let answer = unsafe { abi::uffdio_zeropage(self.uffd.as_raw_fd(), &raw mut zero) };
         filled(answer.err(), zero.zeropage)
+    }
+
+    /// Moves the pages of `from`, private anonymous memory of the calling process, to `into`, which is
+    /// registered with this userfaultfd and is holes. Nothing is copied: a page changes its address, and
+    /// whoever touches the old one from then on meets a hole. A page that is pinned (by direct IO, a
+    /// device, a ring) is refused. Since 6.8.
+    ///
+    /// # Safety
+    /// Nobody relies on the content of `from`: references into it may meet holes.
+    pub unsafe fn move_pages(&self, from: TargetRange, into: TargetAddr) -> Moved {
+        let mut moved = abi::UffdioMove {
+            dst: into.get(),
+            src: from.start().get(),
+            len: from.bytes(),
+            mode: 0,
+            moved: 0,
+        };
+        // SAFETY: `moved` is the structure this ioctl takes and outlives the call; the kernel checks both
+        // ranges, and the caller vouches for what moving does to them.
+        match unsafe { abi::uffdio_move(self.uffd.as_raw_fd(), &raw mut moved) } {
+            Ok(_) => Moved::All,
+            Err(why) => {
+                let pages = u64::try_from(moved.moved).unwrap_or(0) / PAGE_BYTES as u64;
+                Moved::Some {
+                    pages: PageCount::new(u32::try_from(pages).unwrap_or(0)),
+                    why,
+                }
+            }
+        }
     }
 
     /// Wakes every thread that waits for a page of `range`. One whose page is still missing faults

@@ -1,5 +1,6 @@
 //! Attaching: from a target's descriptors to a region that is served.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use mycoram_fabric::pages::RemoteRegion;
@@ -7,7 +8,8 @@ use mycoram_fabric::transport::Mapping;
 use mycoram_fabric::units::{PAGE_BYTES, PAGE_SHIFT, PageCount, PageIndex};
 
 use super::address::{AddressMap, Segment};
-use super::memory::RegionMemory;
+use super::memory::{FileMemory, PrivateMemory, RegionMemory};
+use super::parking::{Parking, PipeParking, RoomParking};
 use super::region::{AttachError, EventHandler, Owner, Region};
 use super::set_up::{Beginning, start};
 use crate::config::RegionConfig;
@@ -17,7 +19,9 @@ use crate::kernel::{
     PidFd, TargetAddr, TargetRange, Userfault, Watch,
 };
 use crate::page_table::{Header, PageState, StateFile, Word, process_started};
-use crate::target::{ParkingPipe as PipeEnds, SLOTS_PER_PIPE, Target};
+use crate::target::{
+    HeldDescriptors, ParkingPipe as PipeEnds, PrivateTarget, SLOTS_PER_PIPE, Target,
+};
 
 /// What every region asks the kernel for.
 const WANTED: [Feature; 5] = [
@@ -34,6 +38,14 @@ pub(crate) struct Place {
     pub(crate) range: TargetRange,
     pub(crate) first_in_file: u32,
     pub(crate) pages: PageCount,
+}
+
+/// Pipes as places where pages wait.
+pub(crate) fn places_of(pipes: Vec<ParkingPipe>) -> Vec<Parking> {
+    pipes
+        .into_iter()
+        .map(|pipe| Parking::Pipe(PipeParking::new(pipe)))
+        .collect()
 }
 
 pub(crate) fn check_place(target: &Target) -> Result<Place, AttachError> {
@@ -54,12 +66,12 @@ pub(crate) fn check_place(target: &Target) -> Result<Place, AttachError> {
 pub(crate) fn open_memory(
     fd: std::os::fd::OwnedFd,
     place: Place,
-) -> Result<RegionMemory, AttachError> {
+) -> Result<FileMemory, AttachError> {
     let file = MemoryFile::from_fd(fd)?;
     if file.kind() == MemoryFileKind::HugePages {
         return Err(AttachError::HugePages);
     }
-    RegionMemory::new(file, place.first_in_file, place.pages).ok_or(AttachError::Mapping)
+    FileMemory::new(file, place.first_in_file, place.pages).ok_or(AttachError::Mapping)
 }
 
 pub(crate) fn open_pipes(pipes: Vec<PipeEnds>) -> Result<Vec<ParkingPipe>, AttachError> {
@@ -104,6 +116,19 @@ fn handshake(userfault: &Userfault, without_poison: bool) -> Result<bool, Handsh
     userfault.handshake(wanted).map(|_| false)
 }
 
+/// A mapping that is to become a region, with its descriptors looked at.
+struct Found {
+    pid: i32,
+    pidfd: OwnedFd,
+    uffd: OwnedFd,
+    place: Place,
+    file_offset: u64,
+    memory: RegionMemory,
+    parking: Vec<Parking>,
+    held: HeldDescriptors,
+}
+
+/// A mapping of a file, of whatever process.
 pub(crate) fn attach(
     target: Target,
     remote: Arc<dyn RemoteRegion>,
@@ -113,13 +138,7 @@ pub(crate) fn attach(
 ) -> Result<Region, AttachError> {
     config.validate(target.pipes.len())?;
     let place = check_place(&target)?;
-    if remote.pages() != place.pages {
-        return Err(AttachError::SizeMismatch {
-            remote: remote.pages(),
-            target: place.pages,
-        });
-    }
-    let process = PidFd::open(target.pid)?;
+    same_size(remote.as_ref(), place)?;
     let memory = open_memory(target.memory, place)?;
     let pipes = open_pipes(target.pipes)?;
     for pipe in &pipes {
@@ -128,8 +147,81 @@ pub(crate) fn attach(
             return Err(AttachError::PipeInUse(queued));
         }
     }
+    let found = Found {
+        pid: target.pid,
+        pidfd: target.pidfd,
+        uffd: target.uffd,
+        place,
+        file_offset: target.file_offset,
+        memory: RegionMemory::File(memory),
+        parking: places_of(pipes),
+        held: target.held,
+    };
+    serve(found, remote, owner, config, events)
+}
+
+/// Private memory of this very process.
+pub(crate) fn attach_private(
+    target: PrivateTarget,
+    remote: Arc<dyn RemoteRegion>,
+    owner: Owner,
+    config: RegionConfig,
+    events: EventHandler,
+) -> Result<Region, AttachError> {
+    let range = TargetRange::new(TargetAddr::new(target.base), target.bytes.get())
+        .map_err(|_| AttachError::Mapping)?;
+    let place = Place {
+        range,
+        first_in_file: 0,
+        pages: range.pages(),
+    };
+    same_size(remote.as_ref(), place)?;
+    let memory = PrivateMemory::new(target.rooms)?;
+    let parking: Vec<_> = RoomParking::all_of(&memory.rooms)
+        .into_iter()
+        .map(Parking::Rooms)
+        .collect();
+    config.validate(parking.len())?;
+    let pid = std::process::id() as i32;
+    let found = Found {
+        pid,
+        pidfd: PidFd::open(pid)?.into_fd(),
+        uffd: target.uffd,
+        place,
+        file_offset: 0,
+        memory: RegionMemory::Private(memory),
+        parking,
+        held: HeldDescriptors::default(),
+    };
+    // Whatever was asked for: when this process ends, so does its memory.
+    let config = RegionConfig {
+        has_successor: false,
+        ..config
+    };
+    serve(found, remote, owner, config, events)
+}
+
+fn same_size(remote: &dyn RemoteRegion, place: Place) -> Result<(), AttachError> {
+    if remote.pages() == place.pages {
+        return Ok(());
+    }
+    Err(AttachError::SizeMismatch {
+        remote: remote.pages(),
+        target: place.pages,
+    })
+}
+
+fn serve(
+    found: Found,
+    remote: Arc<dyn RemoteRegion>,
+    owner: Owner,
+    config: RegionConfig,
+    events: EventHandler,
+) -> Result<Region, AttachError> {
+    let place = found.place;
+    let process = PidFd::open(found.pid)?;
     let segment = Segment {
-        addr: target.base,
+        addr: place.range.start().get(),
         page: 0,
         pages: place.pages.get(),
     };
@@ -137,14 +229,14 @@ pub(crate) fn attach(
         region: owner.region,
         epoch: owner.epoch,
         pages: place.pages,
-        target_pid: target.pid,
-        target_started: process_started(target.pid).unwrap_or(0),
-        file_offset: target.file_offset,
-        bytes: target.bytes,
+        target_pid: found.pid,
+        target_started: process_started(found.pid).unwrap_or(0),
+        file_offset: found.file_offset,
+        bytes: place.pages.bytes(),
         segments: vec![(segment.addr, segment.page, segment.pages)],
-        held_uffd: target.held.uffd,
-        held_memory: target.held.memory,
-        held_pipes: target.held.pipes,
+        held_uffd: found.held.uffd,
+        held_memory: found.held.memory,
+        held_pipes: found.held.pipes,
     };
     let state = StateFile::create(
         &config.state_dir,
@@ -159,33 +251,37 @@ pub(crate) fn attach(
     let locks = lock_table(&mapping, StateFile::table_offset());
 
     let state = Arc::new(Mutex::new(state));
-    let watched = watch(target.uffd, place, config.without_poison);
+    let watched = watch(found.uffd, place, config.without_poison);
     let (userfault, poison) = watched.inspect_err(|_| remove(&state))?;
-    // From here on nothing comes into the file but by our hand, so that what is there now stays known.
+    // From here on nothing comes into the memory but by our hand, so that what is there now stays known.
     let mut resident = 0;
     let word = Word::NEVER_WRITTEN.with_state(PageState::Resident);
-    let looked = memory.each_resident(|page, count| {
-        resident += u64::from(count);
-        for at in 0..count {
-            table.set(PageIndex::new(page.get() + at), word);
-        }
-    });
+    let looked = match &found.memory {
+        RegionMemory::File(file) => file.each_resident(|page, count| {
+            resident += u64::from(count);
+            for at in 0..count {
+                table.set(PageIndex::new(page.get() + at), word);
+            }
+        }),
+        // Mapped for this, and not touched yet.
+        RegionMemory::Private(_) => Ok(()),
+    };
     let credits = Credits::new(config.local_budget.get() / PAGE_BYTES as u64);
     credits.overdraw(resident);
-    let pages = Pages::new(table, credits, pipes.len());
+    let pages = Pages::new(table, credits, found.parking.len());
     let started = looked.map_err(AttachError::from).and_then(|()| {
         // A second descriptor, to take the registration back if the threads do not start.
         let undo = userfault.try_clone_fd()?;
         start(Beginning {
             config,
-            target_pid: target.pid,
-            pidfd: target.pidfd,
+            target_pid: found.pid,
+            pidfd: found.pidfd,
             process,
             pages,
             userfault,
-            memory,
+            memory: found.memory,
             address: AddressMap::new(vec![segment]),
-            pipes,
+            parking: found.parking,
             parked: Vec::new(),
             remote,
             poison,

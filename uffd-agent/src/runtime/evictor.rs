@@ -6,8 +6,11 @@
 //!     batch 1        ######################------------####~~~~~~~~~~~~~~~##     # CPU  - waiting  ~ network
 //! ```
 //!
-//! It owns a part of the parking pipes, a lane, and its frames in blocks of a pipe's size. It never waits
-//! for one batch while another one could go on.
+//! It owns a part of the places where pages wait while they leave, a lane, and its frames in blocks of such
+//! a place's size. It never waits for one batch while another one could go on. How a page leaves depends on
+//! the memory behind the region: see `leaving`.
+
+mod leaving;
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
@@ -17,14 +20,14 @@ use mycoram_fabric::pages::{
     Direction, FrameIndex, PageDone, PageError, PageLane, PageRequest, Which,
 };
 use mycoram_fabric::transport::Armed;
-use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
-use twox_hash::XxHash3_64;
+use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 
 use super::direct_io::DirectIo;
-use super::shared::{Fill, Shared, Standing, count};
+use super::parking::Parking;
+use super::shared::{Fill, Shared, Standing};
 use super::victim_desk::VictimDesk;
-use crate::engine::{Action, Batch, BatchStep, Content, Judgement, Run};
-use crate::kernel::{Park, ParkingPipe};
+use crate::engine::{Action, Batch, BatchStep, Content, Run};
+use crate::kernel::ParkingPipe;
 use crate::page_table::PageState;
 use crate::target::SLOTS_PER_PIPE;
 
@@ -80,8 +83,9 @@ impl Evictor {
         let direct_io = DirectIo::of(parts.shared.target_pid);
         let slots = parts.batches.len() * usize::from(SLOTS_PER_PIPE);
         for batch in &parts.batches {
-            parts.shared.parking[usize::from(batch.pipe())]
-                .owned_by(Arc::clone(parts.lane.frames()));
+            if let Parking::Pipe(pipe) = &parts.shared.parking[usize::from(batch.pipe())] {
+                pipe.owned_by(Arc::clone(parts.lane.frames()));
+            }
         }
         Self {
             shared: parts.shared,
@@ -169,6 +173,8 @@ impl Evictor {
         loop {
             let now = self.shared.now();
             let settle = match self.batches[at].batch.settling_since() {
+                // A page that anything might still be writing was not moved.
+                _ if self.shared.memory.is_private() => 0,
                 Some(since) => self.direct_io.settle(since, now, short, long),
                 None => short,
             };
@@ -179,10 +185,10 @@ impl Evictor {
                     *until = then.min(*until);
                     return any;
                 }
-                BatchStep::Splice(run) => self.splice(at, run),
-                BatchStep::Punch => self.punch(at),
+                BatchStep::Splice(run) => self.take_reference(at, run),
+                BatchStep::Punch => self.take_away(at),
                 BatchStep::Read => {
-                    if !self.copy_out(at) {
+                    if !self.look_at_pages(at) {
                         return any;
                     }
                 }
@@ -198,53 +204,6 @@ impl Evictor {
         }
     }
 
-    fn splice(&mut self, at: usize, run: Run) {
-        let batch = &mut self.batches[at].batch;
-        let pipe = &self.shared.parking[usize::from(batch.pipe())].pipe;
-        let mut taken = 0;
-        while taken < run.count {
-            let page = PageIndex::new(run.page.get() + taken);
-            match self.shared.memory.park(pipe, page, run.count - taken) {
-                Ok(Park::Pages(pages)) => taken += pages.get(),
-                Ok(Park::Full) => break,
-                Err(error) => {
-                    tracing::error!(%error, page = page.get(), "a page cannot be spliced into its pipe");
-                    break;
-                }
-            }
-        }
-        let before = batch.held();
-        batch.spliced(&self.shared.pages, run, taken);
-        self.shared
-            .held
-            .fetch_add((batch.held() - before) as i64, Ordering::SeqCst);
-    }
-
-    fn punch(&mut self, at: usize) {
-        let shared = Arc::clone(&self.shared);
-        let before = self.batches[at].batch.held();
-        loop {
-            // One system call a section: fault workers wait for it before they read events.
-            let _section = shared.gate.change(self.thread);
-            let batch = &mut self.batches[at].batch;
-            let Some(run) = batch.next_punch(&shared.pages) else {
-                break;
-            };
-            let punched = shared.memory.punch(run.page, run.count);
-            if let Err(error) = &punched {
-                tracing::error!(%error, page = run.page.get(), "a hole cannot be punched");
-            }
-            batch.punched(&shared.pages, run, punched.is_ok());
-        }
-        let stayed = before - self.batches[at].batch.held();
-        shared.held.fetch_sub(stayed as i64, Ordering::SeqCst);
-        let desk = Arc::clone(&self.desk);
-        let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
-        for page in self.batches[at].batch.stayed() {
-            desk.stays(page);
-        }
-    }
-
     fn bytes(&self, frame: FrameIndex) -> *mut u8 {
         // SAFETY: frames come from `blocks`, which lie within the lane's frames.
         unsafe {
@@ -253,63 +212,6 @@ impl Evictor {
                 .as_ptr()
                 .add(frame.0 as usize * PAGE_BYTES)
         }
-    }
-
-    /// Copies a pipe's pages into frames and judges them. False: no frames are free.
-    fn copy_out(&mut self, at: usize) -> bool {
-        let Some(block) = self.blocks.pop() else {
-            return false;
-        };
-        let shared = Arc::clone(&self.shared);
-        let pipe = usize::from(self.batches[at].batch.pipe());
-        let parking = &shared.parking[pipe];
-        let pages = PageCount::new(self.batches[at].batch.len() as u32);
-        let into = self.bytes(block);
-        let copied = parking
-            .pipe
-            .share_with(&self.scratch, pages)
-            // SAFETY: a block has a pipe's worth of frames, and this one is ours alone until it is published.
-            .and_then(|shared| unsafe { self.scratch.take_run_to(into, shared) });
-        let copied = copied.unwrap_or_else(|error| {
-            tracing::error!(%error, pipe, "a parking pipe cannot be read");
-            PageCount::new(0)
-        });
-        self.batches[at].block = Some(block);
-        parking.publish(block.0);
-        for slot in 0..self.batches[at].batch.len() {
-            if !self.batches[at].batch.wants_judgement(slot) {
-                continue;
-            }
-            let bytes = if slot < copied.as_usize() {
-                // SAFETY: the frame was filled above; it is read only, by us and by fault workers, until
-                // the pipe is drained.
-                unsafe {
-                    std::slice::from_raw_parts(
-                        self.bytes(FrameIndex(block.0 + slot as u32)),
-                        PAGE_BYTES,
-                    )
-                }
-            } else {
-                // The pipe holds less than it was given: nobody can say what the page was.
-                self.lose(at, slot, None);
-                continue;
-            };
-            let zero = is_zero(bytes);
-            let checksum = if zero { 0 } else { XxHash3_64::oneshot(bytes) };
-            let judgement = self.batches[at]
-                .batch
-                .judge(&shared.pages, slot, checksum, zero);
-            let counters = &shared.counters;
-            match judgement {
-                Judgement::Gone => continue,
-                Judgement::Dirty => {}
-                Judgement::Clean => count(&counters.evictions_clean, 1),
-                Judgement::Zero => count(&counters.evictions_zero, 1),
-            }
-            count(&counters.evictions, 1);
-        }
-        self.batches[at].batch.judged();
-        true
     }
 
     /// False: the lane is full.
@@ -402,22 +304,6 @@ impl Evictor {
             self.shared.report_loss(page, node);
             self.shared.poison(page, None);
         }
-    }
-
-    fn drain(&mut self, at: usize) {
-        let Working { batch, block } = &mut self.batches[at];
-        let parking = &self.shared.parking[usize::from(batch.pipe())];
-        parking.unpublish();
-        if let Some(block) = block.take() {
-            self.blocks.push(block);
-        }
-        let all = parking.pipe.slots();
-        if let Err(error) = parking.pipe.drop_oldest(all, self.shared.sink.as_fd()) {
-            tracing::error!(%error, pipe = batch.pipe(), "a parking pipe cannot be emptied");
-        }
-        let freed = batch.drained(&self.shared.pages);
-        self.shared.held.fetch_sub(freed as i64, Ordering::SeqCst);
-        self.shared.credits_came();
     }
 
     fn sleep(&mut self, until: u64) {

@@ -9,13 +9,14 @@
 //! It owns its frames, its queue pairs and its operations. After it is made it allocates nothing, takes
 //! no lock that anybody sleeps on, and logs nothing, unless something is broken or lost.
 //!
-//! Its rooms: `serving` faults, fetching `ahead`, what is `arriving`, `installing` it. The loop is here, and
-//! what all of them share.
+//! Its rooms: `serving` faults, fetching `ahead`, what is `arriving`, `installing` it; `strays` are faults where
+//! the region has no page. The loop is here, and what all of them share.
 
 mod ahead;
 mod arriving;
 mod installing;
 mod serving;
+mod strays;
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use mycoram_fabric::pages::{
 use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 
+use self::strays::Strays;
 use super::frames::FramePool;
 use super::shared::{Shared, Standing, SuspectRange, count, service_histogram};
 use crate::config::Advice;
@@ -128,6 +130,7 @@ pub(crate) struct FaultWorker {
     /// Operations whose bytes are there.
     ready: Vec<u32>,
     faults: Vec<Fault>,
+    strays: Strays,
     waiting: Vec<Fault>,
     /// Swapped with `waiting` while it is gone through.
     retried: Vec<Fault>,
@@ -180,6 +183,7 @@ impl FaultWorker {
             free: (0..operations as u32).rev().collect(),
             ready: Vec::with_capacity(operations),
             faults: Vec::with_capacity(EVENTS),
+            strays: Strays::new(EVENTS),
             waiting: Vec::with_capacity(MAX_WAITING),
             retried: Vec::with_capacity(MAX_WAITING),
             wants_credit: false,
@@ -247,6 +251,7 @@ impl FaultWorker {
             shared,
             reader,
             faults,
+            strays,
             index,
             ..
         } = self;
@@ -270,7 +275,7 @@ impl FaultWorker {
                         });
                     }
                     Some(page) => shared.wake_page(page),
-                    None => {}
+                    None => strays.met(addr, tid),
                 }
             }
             TargetEvent::Remove { start, end } => {
@@ -292,6 +297,7 @@ impl FaultWorker {
             TargetEvent::Fork(_) => {}
         });
         drop(section);
+        strays.settle(shared);
         if removed > 0 {
             count(&shared.counters.discarded, removed);
             shared.keeper_bell.ring();

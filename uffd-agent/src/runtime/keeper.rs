@@ -251,7 +251,7 @@ fn look(shared: &Shared, range: SuspectRange, last: bool) -> bool {
         if !word.suspect() || word.state() != PageState::Resident {
             continue;
         }
-        match shared.memory.has_data(page) {
+        match shared.has_data(page) {
             Ok(false) => any |= shared.pages.hole_found(page, word),
             Ok(true) if last => {
                 shared.pages.data_found(page, word);

@@ -1,18 +1,141 @@
-//! A region's part of its file: pages counted from the region's start.
+//! What is behind a region: a part of a file, or private memory of this very process.
+//!
+//! ```text
+//!   File      any target's memfd   asked and emptied through its descriptor; pages leave through pipes
+//!   Private   this process's own   asked through pagemap, its pages leave by a move into rooms
+//! ```
 
-use mycoram_fabric::units::{PageCount, PageIndex};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use crate::kernel::{CallFailed, MemoryFile, Park, ParkingError, ParkingPipe};
+use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
+use nix::errno::Errno;
+
+use super::address::AddressMap;
+use crate::kernel::{CallFailed, MemoryFile, Park, ParkingError, ParkingPipe, ParkingRooms};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) enum RegionMemory {
+    File(FileMemory),
+    Private(PrivateMemory),
+}
+
+impl RegionMemory {
+    /// Whether it is private.
+    pub(crate) fn is_private(&self) -> bool {
+        matches!(self, Self::Private(_))
+    }
+
+    /// Whether the page is resident.
+    pub(crate) fn has_data(
+        &self,
+        page: PageIndex,
+        address: &AddressMap,
+    ) -> Result<bool, CallFailed> {
+        match self {
+            Self::File(file) => file.has_data(page),
+            Self::Private(private) => private.has_data(page, address),
+        }
+    }
+
+    /// Copies a page that is resident out.
+    ///
+    /// # Safety
+    /// `into` is writable for a page's bytes, and nobody else uses them meanwhile.
+    pub(crate) unsafe fn read_page_to(
+        &self,
+        page: PageIndex,
+        address: &AddressMap,
+        into: *mut u8,
+    ) -> Result<(), CallFailed> {
+        match self {
+            // SAFETY: the caller's promise is the same.
+            Self::File(file) => unsafe { file.read_page_to(page, into) },
+            // SAFETY: as above.
+            Self::Private(_) => unsafe { read_own_page(page, address, into) },
+        }
+    }
+}
+
+/// Bits of a pagemap entry: the page is there, or it is in the swap.
+const PRESENT_OR_SWAPPED: u64 = 1 << 63 | 1 << 62;
+
+/// Private anonymous memory of this process.
+#[derive(Debug)]
+pub(crate) struct PrivateMemory {
+    pub(crate) rooms: Arc<ParkingRooms>,
+    pagemap: File,
+}
+
+impl PrivateMemory {
+    pub(crate) fn new(rooms: ParkingRooms) -> Result<Self, CallFailed> {
+        let pagemap = File::open("/proc/self/pagemap")
+            .map_err(|_| CallFailed::last("open(/proc/self/pagemap)"))?;
+        Ok(Self {
+            rooms: Arc::new(rooms),
+            pagemap,
+        })
+    }
+
+    /// A page that is not mapped any more has none.
+    fn has_data(&self, page: PageIndex, address: &AddressMap) -> Result<bool, CallFailed> {
+        let Some(range) = address.range_of(page, 1) else {
+            return Ok(false);
+        };
+        let mut entry = [0; 8];
+        self.pagemap
+            .read_exact_at(&mut entry, range.start().get() / PAGE_BYTES as u64 * 8)
+            .map_err(|_| CallFailed::last("pread(/proc/self/pagemap)"))?;
+        Ok(u64::from_ne_bytes(entry) & PRESENT_OR_SWAPPED != 0)
+    }
+}
+
+/// Through the kernel, so that a page which is lost, or was unmapped, is an error and no signal. One that has
+/// left meanwhile is brought in by a fault worker: not for the threads of the region.
+///
+/// # Safety
+/// `into` is writable for a page's bytes, and nobody else uses them meanwhile.
+unsafe fn read_own_page(
+    page: PageIndex,
+    address: &AddressMap,
+    into: *mut u8,
+) -> Result<(), CallFailed> {
+    let gone = CallFailed {
+        call: "process_vm_readv",
+        source: Errno::EFAULT,
+    };
+    let Some(range) = address.range_of(page, 1) else {
+        return Err(gone);
+    };
+    let local = libc::iovec {
+        iov_base: into.cast(),
+        iov_len: PAGE_BYTES,
+    };
+    let remote = libc::iovec {
+        iov_base: range.start().get() as *mut libc::c_void,
+        iov_len: PAGE_BYTES,
+    };
+    // SAFETY: the caller vouches for `into`; the kernel checks the other range.
+    match unsafe {
+        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
+    } {
+        n if n == PAGE_BYTES as isize => Ok(()),
+        -1 => Err(CallFailed::last("process_vm_readv")),
+        _ => Err(gone),
+    }
+}
 
 /// The file, and where in it the region starts.
 #[derive(Debug)]
-pub(crate) struct RegionMemory {
+pub(crate) struct FileMemory {
     file: MemoryFile,
     first: u32,
     pages: PageCount,
 }
 
-impl RegionMemory {
+impl FileMemory {
     /// `None` if the region reaches outside of the file.
     pub(crate) fn new(file: MemoryFile, first: u32, pages: PageCount) -> Option<Self> {
         let end = first.checked_add(pages.get())?;
@@ -27,7 +150,7 @@ impl RegionMemory {
         self.file.punch(self.of(page), PageCount::new(count))
     }
 
-    pub(crate) fn has_data(&self, page: PageIndex) -> Result<bool, CallFailed> {
+    fn has_data(&self, page: PageIndex) -> Result<bool, CallFailed> {
         self.file.has_data(self.of(page))
     }
 
@@ -42,11 +165,7 @@ impl RegionMemory {
 
     /// # Safety
     /// As [`MemoryFile::read_page_to`].
-    pub(crate) unsafe fn read_page_to(
-        &self,
-        page: PageIndex,
-        into: *mut u8,
-    ) -> Result<(), CallFailed> {
+    unsafe fn read_page_to(&self, page: PageIndex, into: *mut u8) -> Result<(), CallFailed> {
         // SAFETY: the caller's promise is the same.
         unsafe { self.file.read_page_to(self.of(page), into) }
     }

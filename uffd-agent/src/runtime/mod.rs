@@ -4,7 +4,8 @@
 //!   region      the owner's handle          attach, take_over   from descriptors to threads (set_up)
 //!   fault_worker, evictor, keeper           the threads of a region
 //!   orders      flush, bringing home        on the owner's thread
-//!   shared      what all of them share      victim_desk, address, memory, frames, bell, snapshot
+//!   shared      what all of them share      address, memory, parking, frames, victim_desk, bell
+//!   snapshot    its figures
 //! ```
 
 mod address;
@@ -17,6 +18,7 @@ mod frames;
 mod keeper;
 mod memory;
 mod orders;
+mod parking;
 mod region;
 mod set_up;
 mod shared;
@@ -25,7 +27,8 @@ mod take_over;
 mod victim_desk;
 
 pub use region::{
-    AttachError, EventHandler, LostPage, Owner, Region, RegionError, RegionEvent, TakeOverError,
+    AttachError, EventHandler, LostPage, Owner, Places, Region, RegionError, RegionEvent,
+    TakeOverError,
 };
 pub use set_up::SetUpError;
 pub use take_over::SavedRegion;

@@ -141,8 +141,9 @@ fn look(errand: &Errand<'_>, page: PageIndex, frame: u32) -> Look {
         PageState::Resident => {}
     }
     let into = errand.bytes(frame);
+    let shared = errand.shared;
     // SAFETY: the frame is a page of the errand's own lane.
-    let read = unsafe { errand.shared.memory.read_page_to(page, into) };
+    let read = unsafe { shared.memory.read_page_to(page, &shared.address, into) };
     if read.is_err() {
         return Look::Busy;
     }

@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use mycoram_fabric::pages::{LaneError, PageError, RemoteRegion};
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, PageIndex, RegionId};
 
+use super::address::Segment;
 use super::fault_worker::AdviceGiven;
 use super::set_up::{Running, SetUpError};
 use super::shared::{Shared, Standing};
@@ -21,7 +22,7 @@ use crate::kernel::{
 };
 use crate::page_table::{StateFile, StateFileError};
 use crate::stats::RegionStats;
-use crate::target::Target;
+use crate::target::{PrivateTarget, Target};
 
 /// Whose region it is, as the remote side knows it. Kept in the state file for a successor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,6 +193,27 @@ pub enum RegionEvent {
     Fenced,
 }
 
+/// Where a region's pages lie in its target.
+#[derive(Clone)]
+pub struct Places(Arc<Shared>);
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Places").field(&self.0.address).finish()
+    }
+}
+
+impl Places {
+    /// Address, first page and number of pages of every part, by page. A mremap or munmap that has returned
+    /// is in it.
+    #[must_use]
+    pub fn parts(&self) -> Vec<(u64, PageIndex, PageCount)> {
+        let part = |s: &Segment| (s.addr, PageIndex::new(s.page), PageCount::new(s.pages));
+        self.0.gate.after_readers();
+        self.0.address.segments().iter().map(part).collect()
+    }
+}
+
 /// Called with what happens to the region.
 pub type EventHandler = Box<dyn FnMut(RegionEvent) + Send>;
 
@@ -229,6 +251,18 @@ impl Region {
         attach::attach(target, remote, owner, config, events)
     }
 
+    /// Starts serving private memory of this process. Its pages are moved, not copied, when they leave; what
+    /// is pinned by direct IO stays. Nobody can take such a region over.
+    pub fn attach_private(
+        target: PrivateTarget,
+        remote: Arc<dyn RemoteRegion>,
+        owner: Owner,
+        config: RegionConfig,
+        events: EventHandler,
+    ) -> Result<Self, AttachError> {
+        attach::attach_private(target, remote, owner, config, events)
+    }
+
     /// Goes on where the agent that wrote `saved` stopped. `remote` must have been opened with a higher epoch
     /// than `saved.owner().epoch`, so that nothing that agent sent can arrive any more.
     pub fn take_over(
@@ -252,6 +286,12 @@ impl Region {
             orders: Mutex::new(()),
             _locks: locks,
         }
+    }
+
+    /// Where the region's pages lie, also after the target has moved or unmapped some.
+    #[must_use]
+    pub fn places(&self) -> Places {
+        Places(Arc::clone(&self.shared))
     }
 
     /// Figures as of now.

@@ -16,8 +16,9 @@ use super::evictor::{Evictor, EvictorParts};
 use super::fault_worker::{AdviceGiven, FaultWorker, FaultWorkerParts};
 use super::keeper::{Keeper, KeeperParts};
 use super::memory::RegionMemory;
+use super::parking::Parking;
 use super::region::EventHandler;
-use super::shared::{Parking, Parts, Shared};
+use super::shared::{Parts, Shared};
 use super::victim_desk::VictimDesk;
 use crate::config::RegionConfig;
 use crate::engine::{Batch, Gate, Pages};
@@ -61,7 +62,7 @@ pub(crate) struct Beginning {
     pub(crate) userfault: Userfault,
     pub(crate) memory: RegionMemory,
     pub(crate) address: AddressMap,
-    pub(crate) pipes: Vec<ParkingPipe>,
+    pub(crate) parking: Vec<Parking>,
     /// Slots and pages that a predecessor left in each pipe, and how many pages lie in it.
     pub(crate) parked: Vec<(Vec<(u8, PageIndex)>, u64)>,
     pub(crate) remote: Arc<dyn RemoteRegion>,
@@ -140,7 +141,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
         userfault: beginning.userfault,
         memory: beginning.memory,
         address: beginning.address,
-        parking: beginning.pipes.into_iter().map(Parking::new).collect(),
+        parking: beginning.parking,
         remote: Arc::clone(&beginning.remote),
         sink: sink.into(),
         worker_bells: bells(workers)?,

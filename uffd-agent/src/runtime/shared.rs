@@ -8,18 +8,22 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use hdrhistogram::Histogram;
 use mycoram_fabric::pages::RemoteRegion;
-use mycoram_fabric::transport::Mapping;
-use mycoram_fabric::units::{PageCount, PageIndex};
+use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 
 use super::address::AddressMap;
 use super::bell::Bell;
 use super::memory::RegionMemory;
+use super::parking::Parking;
 use crate::config::RegionConfig;
 use crate::engine::{Gate, Pages};
-use crate::kernel::{Filled, ParkingPipe, Poisoned, SigbusStandIn, TargetRange, Userfault, Wake};
+use crate::kernel::{CallFailed, Filled, Poisoned, SigbusStandIn, TargetRange, Userfault, Wake};
 
 /// Longest service time that is told apart, ns: a minute.
 const LONGEST_SERVICE_NS: u64 = 60_000_000_000;
+
+/// Pages of zeros that are copied in at once.
+const ZERO_PAGES: usize = 16;
+static ZEROS: [u8; ZERO_PAGES * PAGE_BYTES] = [0; ZERO_PAGES * PAGE_BYTES];
 
 /// How a region stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,53 +66,6 @@ counters!(
 /// Adds to a counter.
 pub(crate) fn count(counter: &AtomicU64, n: u64) {
     counter.fetch_add(n, Ordering::Relaxed);
-}
-
-/// A parking pipe as fault workers see it.
-#[derive(Debug)]
-pub(crate) struct Parking {
-    pub(crate) pipe: ParkingPipe,
-    /// First frame of the pipe's content + 1, once an evictor has copied it out; 0 before.
-    frames: AtomicU32,
-    /// The frames of the evictor that owns the pipe.
-    mapping: std::sync::OnceLock<Arc<Mapping>>,
-}
-
-impl Parking {
-    pub(crate) fn new(pipe: ParkingPipe) -> Self {
-        Self {
-            pipe,
-            frames: AtomicU32::new(0),
-            mapping: std::sync::OnceLock::new(),
-        }
-    }
-
-    /// The evictor's frames, told once at its start.
-    pub(crate) fn owned_by(&self, mapping: Arc<Mapping>) {
-        let _ = self.mapping.set(mapping);
-    }
-
-    /// The pipe's pages are in these frames, until [`Self::unpublish`].
-    pub(crate) fn publish(&self, first_frame: u32) {
-        self.frames.store(first_frame + 1, Ordering::SeqCst);
-    }
-
-    /// Only when no page of the pipe is leaving and nobody reads.
-    pub(crate) fn unpublish(&self) {
-        self.frames.store(0, Ordering::SeqCst);
-    }
-
-    /// Where the bytes of `slot` lie. Good as long as the caller is a reader of this pipe.
-    pub(crate) fn bytes_of(&self, slot: u8) -> Option<*const u8> {
-        let frame = self.frames.load(Ordering::SeqCst).checked_sub(1)?;
-        let mapping = self.mapping.get()?;
-        let offset = (frame as usize + usize::from(slot)) * mycoram_fabric::units::PAGE_BYTES;
-        mapping
-            .check(offset, mycoram_fabric::units::PAGE_BYTES)
-            .ok()?;
-        // SAFETY: checked to lie inside of the mapping, which `self` keeps alive.
-        Some(unsafe { mapping.as_ptr().add(offset) }.cast_const())
-    }
 }
 
 /// A page that was lost, on its way to the keeper.
@@ -273,6 +230,11 @@ impl Shared {
             .clamp(4, usize::from(crate::target::SLOTS_PER_PIPE))
     }
 
+    /// Whether the kernel has the page.
+    pub(crate) fn has_data(&self, page: PageIndex) -> Result<bool, CallFailed> {
+        self.memory.has_data(page, &self.address)
+    }
+
     /// Wakes who waits in a range. That nobody is there any more is no failure.
     pub(crate) fn wake(&self, range: TargetRange) {
         let _ = self.userfault.wake(range);
@@ -287,9 +249,13 @@ impl Shared {
 
     /// Makes a lost page raise SIGBUS. False: not now, an event waits to be read.
     pub(crate) fn poison(&self, page: PageIndex, tid: Option<i32>) -> bool {
-        let Some(range) = self.address.range_of(page, 1) else {
-            return true;
-        };
+        self.address
+            .range_of(page, 1)
+            .is_none_or(|range| self.poison_range(range, tid))
+    }
+
+    /// Makes a page's range raise SIGBUS. False: not now, an event waits to be read.
+    pub(crate) fn poison_range(&self, range: TargetRange, tid: Option<i32>) -> bool {
         if self.poison {
             match self.userfault.poison(range) {
                 Poisoned::Again => return false,
@@ -337,12 +303,24 @@ impl Shared {
         count: u32,
         bytes: Option<*const u8>,
     ) -> (u32, Fill) {
-        let Some(range) = self.address.range_of(page, count) else {
+        let Some(mut range) = self.address.range_of(page, count) else {
             return (0, Fill::Gone);
         };
         let filled = match bytes {
             // SAFETY: the caller vouches for `bytes`; the range has at most `count` pages.
             Some(bytes) => unsafe { self.userfault.copy(range, bytes, Wake::Now) },
+            // A zero page cannot be moved out again by every kernel that can move.
+            None if self.memory.is_private() => {
+                let few = count.min(ZERO_PAGES as u32);
+                match self.address.range_of(page, few) {
+                    // SAFETY: that many pages of zeros.
+                    Some(few) => {
+                        range = few;
+                        unsafe { self.userfault.copy(few, ZEROS.as_ptr(), Wake::Now) }
+                    }
+                    None => Filled::Gone(crate::kernel::Gone::Range),
+                }
+            }
             None => self.userfault.zero(range, Wake::Now),
         };
         let (pages, then) = match filled {

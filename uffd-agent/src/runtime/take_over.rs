@@ -13,7 +13,8 @@ use mycoram_fabric::pages::RemoteRegion;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 
 use super::address::{AddressMap, Segment};
-use super::attach::{check_place, lock_table, open_memory, open_pipes};
+use super::attach::{check_place, lock_table, open_memory, open_pipes, places_of};
+use super::memory::RegionMemory;
 use super::region::{AttachError, EventHandler, Owner, Region, TakeOverError};
 use super::set_up::{Beginning, start};
 use crate::config::RegionConfig;
@@ -194,9 +195,9 @@ pub(crate) fn take_over(
         process,
         pages,
         userfault,
-        memory,
+        memory: RegionMemory::File(memory),
         address: AddressMap::new(segments.clone()),
-        pipes,
+        parking: places_of(pipes),
         parked,
         remote,
         poison,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mycoram_fabric::pages::FrameIndex;
 use mycoram_fabric::units::PageIndex;
 
+use super::super::parking::Parking;
 use super::super::shared::Fill;
 use super::{FaultWorker, Held, Kind, MAX_HELD, NO_FRAME, Operation};
 use crate::engine::Content;
@@ -150,9 +151,15 @@ impl FaultWorker {
         let shared = Arc::clone(&self.shared);
         let parking = &shared.parking[usize::from(batch)];
         let mut frame = None;
-        let bytes = match parking.bytes_of(slot) {
-            Some(bytes) => bytes,
-            None => {
+        let bytes = match (parking.bytes_of(slot), parking) {
+            (Some(bytes), _) => bytes,
+            // A page of the rooms has an address from the moment on that it left.
+            (None, Parking::Rooms(_)) => {
+                self.lose(operation.page, None);
+                self.release(id);
+                return true;
+            }
+            (None, Parking::Pipe(parking)) => {
                 let Some(taken) = self.pool.take(1) else {
                     return false;
                 };

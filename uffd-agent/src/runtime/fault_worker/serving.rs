@@ -60,7 +60,7 @@ impl FaultWorker {
                     self.shared.ring_evictors();
                     return self.wait(fault);
                 }
-                FaultStep::LookForHole(word) => match self.shared.memory.has_data(fault.page) {
+                FaultStep::LookForHole(word) => match self.shared.has_data(fault.page) {
                     Ok(false) => {
                         self.shared.pages.hole_found(fault.page, word);
                     }
