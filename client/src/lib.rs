@@ -18,9 +18,12 @@
 //!   behind its old end.
 //! - **fork**: the child has no mapping (an access is SIGSEGV) and may not call the library ([`Forked`]); the
 //!   parent goes on unharmed. A child that execs is a new program.
-//! - **direct IO** (`O_DIRECT`): reads into a mapping and writes from it work as into any memory. While a file
-//!   is open for it, evicted pages are kept a second before they are sent away, so eviction is slower; a
-//!   direct read that takes longer than that second, into pages that leave meanwhile, would lose what it brings.
+//! - **direct IO** (`O_DIRECT`): reads into a mapping and writes from it work as into any memory: a page that is
+//!   under direct IO is pinned, and stays until that is over. Where the mapping is a memfd ([`Memory::File`],
+//!   a kernel before 6.8, the daemon), evicted pages are kept up to a second while a file is open for direct
+//!   IO; a read that takes longer, into pages that leave meanwhile, would lose what it brings.
+//! - **madvise(MADV_DONTNEED)** throws pages away, as it does for private memory ([`Memory::Private`]); a memfd's
+//!   resident pages stay. **mprotect**: a part of private memory that is read-only stays resident.
 //! - **exit**: nothing needs to be unmapped first. What is still mapped when the process ends, in whatever
 //!   way, is given back by the memory nodes once their `--orphan-ttl` has passed.
 //! - **dlopen, dlclose**: once loaded, the library stays until the process ends, because its threads run in it.

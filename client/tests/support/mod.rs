@@ -357,8 +357,12 @@ impl Drop for Running {
 }
 
 /// Bytes of far mappings' pages that process `pid` has in memory, as the kernel counts them: the blocks of
-/// its memfds of that name.
+/// its memfds of that name, and private memory that is registered with a userfaultfd.
 pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    file_bytes(pid) + private_bytes(pid)
+}
+
+fn file_bytes(pid: u32) -> u64 {
     let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
         return 0;
     };
@@ -372,4 +376,21 @@ pub(crate) fn resident_bytes(pid: u32) -> u64 {
         }
     }
     files.values().sum()
+}
+
+/// Each mapping of smaps has its lines in this order: addresses and file, Rss, and at the end its flags, of
+/// which `um` says that missing pages are reported.
+fn private_bytes(pid: u32) -> u64 {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let (mut bytes, mut rss, mut private) = (0, 0, false);
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match words[..] {
+            ["Rss:", kib, "kB"] => rss = kib.parse::<u64>().unwrap_or(0) << 10,
+            ["VmFlags:", ..] if private && words.contains(&"um") => bytes += rss,
+            [range, _, _, _, inode, ..] if range.contains('-') => private = inode == "0",
+            _ => {}
+        }
+    }
+    bytes
 }

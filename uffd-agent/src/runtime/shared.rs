@@ -313,9 +313,9 @@ impl Shared {
             None if self.memory.is_private() => {
                 let few = count.min(ZERO_PAGES as u32);
                 match self.address.range_of(page, few) {
-                    // SAFETY: that many pages of zeros.
                     Some(few) => {
                         range = few;
+                        // SAFETY: that many pages of zeros.
                         unsafe { self.userfault.copy(few, ZEROS.as_ptr(), Wake::Now) }
                     }
                     None => Filled::Gone(crate::kernel::Gone::Range),

@@ -1,16 +1,17 @@
-//! A target that is this very process: a memfd, a mapping of it, a userfaultfd.
+//! A target that is this very process: a memfd, a mapping of it, a userfaultfd; or private memory.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use mycoram_agent::kernel::{MemoryFile, PidFd, Userfault};
+use mycoram_agent::kernel::{MemoryFile, ParkingRooms, PidFd, RoomsError, Userfault};
 use mycoram_agent::{
-    HeldDescriptors, Owner, ParkingPipe, Region, RegionConfig, RegionEvent, Target,
+    HeldDescriptors, Owner, ParkingPipe, PrivateTarget, Region, RegionConfig, RegionEvent,
+    SLOTS_PER_PIPE, Target,
 };
 use mycoram_fabric::pages::RemoteRegion;
-use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, RegionId};
+use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, RegionId};
 
 /// Keeps the descriptors that a target process would keep.
 pub struct LocalTarget {
@@ -24,10 +25,19 @@ pub struct LocalTarget {
 
 impl LocalTarget {
     pub fn new(pages: u32) -> Self {
+        Self::over(pages, View::of)
+    }
+
+    /// Private memory, for [`attach_private`]. The memfd is there and not used.
+    pub fn private(pages: u32) -> Self {
+        Self::over(pages, |_, bytes| View::private(bytes))
+    }
+
+    fn over(pages: u32, view: impl Fn(&OwnedFd, usize) -> View) -> Self {
         let bytes = ByteCount::new(u64::from(pages) * PAGE_BYTES as u64);
         let file = MemoryFile::create(c"mycoram-test", bytes).expect("a memfd");
         let memory = file.as_fd().try_clone_to_owned().expect("a descriptor");
-        let mapping = View::of(&memory, bytes.as_usize());
+        let mapping = view(&memory, bytes.as_usize());
         let uffd = Userfault::new_in_this_process()
             .expect("a userfaultfd: root, or vm.unprivileged_userfaultfd=1")
             .try_clone_fd()
@@ -164,14 +174,25 @@ unsafe impl Sync for View {}
 
 impl View {
     fn of(memory: &OwnedFd, bytes: usize) -> Self {
+        Self::map(bytes, libc::MAP_SHARED, memory.as_raw_fd())
+    }
+
+    fn private(bytes: usize) -> Self {
+        let view = Self::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        // SAFETY: mapped just now.
+        unsafe { libc::madvise(view.start.cast(), bytes, libc::MADV_NOHUGEPAGE) };
+        view
+    }
+
+    fn map(bytes: usize, flags: i32, file: i32) -> Self {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                memory.as_raw_fd(),
+                flags,
+                file,
                 0,
             )
         };
@@ -220,4 +241,28 @@ pub fn attach(target: &LocalTarget, remote: Arc<dyn RemoteRegion>, config: Regio
         Box::new(|event: RegionEvent| eprintln!("event: {event:?}")),
     )
     .expect("attached")
+}
+
+/// `None`, said aloud, where the kernel cannot move pages.
+pub fn attach_private(
+    target: &LocalTarget,
+    remote: Arc<dyn RemoteRegion>,
+    config: RegionConfig,
+) -> Option<Region> {
+    let rooms = match ParkingRooms::new(PageCount::new(4 * u32::from(SLOTS_PER_PIPE))) {
+        Ok(rooms) => rooms,
+        Err(RoomsError::Unsupported) => {
+            println!("skipped: this kernel cannot move pages (Linux 6.8 or newer does)");
+            return None;
+        }
+        Err(error) => panic!("no rooms: {error}"),
+    };
+    let private = PrivateTarget {
+        uffd: target.uffd.try_clone().expect("a descriptor"),
+        base: target.mapping.as_ptr() as u64,
+        bytes: ByteCount::new(u64::from(target.pages) * PAGE_BYTES as u64),
+        rooms,
+    };
+    let events = Box::new(|event: RegionEvent| eprintln!("event: {event:?}"));
+    Some(Region::attach_private(private, remote, owner(1), config, events).expect("attached"))
 }
