@@ -149,7 +149,7 @@ fn a_program_that_ends_leaves_nothing_on_the_nodes() {
     running.finish().pass();
     await_free(&node, 64 << 20);
     let state = format!("/dev/shm/mycoram-program-{}", nix::unistd::geteuid());
-    let left: Vec<_> = std::fs::read_dir(state)
+    let left: Vec<_> = std::fs::read_dir(&state)
         .into_iter()
         .flatten()
         .flatten()
@@ -160,6 +160,12 @@ fn a_program_that_ends_leaves_nothing_on_the_nodes() {
         })
         .collect();
     assert!(left.is_empty(), "{left:?}");
+    // Other programs have it only while they attach.
+    let begun = Instant::now();
+    while std::path::Path::new(&state).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{state} is left");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn await_free(node: &Node, bytes: u64) {

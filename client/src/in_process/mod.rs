@@ -115,7 +115,11 @@ impl Backend for InProcess {
             Some(_) => Pages::private(bytes)?,
             None => Pages::of_file(bytes)?,
         });
-        match self.attach(&pages, rooms) {
+        let attached = self.attach(&pages, rooms);
+        // Nobody succeeds a program, so its state file is gone by now: the directory is left, which a
+        // program that is just attaching makes again.
+        let _ = std::fs::remove_dir(state_dir());
+        match attached {
             Ok(region) => {
                 pages.known_to(region.places());
                 Ok(Box::new(Mapped { region, pages }))

@@ -21,12 +21,15 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use super::table::{ENTRY_BYTES, PageTable};
+use crate::config::DEFAULT_STATE_DIR;
 
 const MAGIC: [u8; 8] = *b"MYCOPTAB";
 const VERSION: u32 = 1;
 const PREFIX_BYTES: usize = 40;
 const SLOT_BYTES: u64 = 2 << 20;
 const TABLE_OFFSET: u64 = 2 * SLOT_BYTES;
+/// How often the directory of a new file may be removed under our hands.
+const MAKE_TRIES: u32 = 16;
 /// Longest directory that a region can keep.
 pub(crate) const MAX_DIRECTORY_BYTES: usize = 1 << 20;
 
@@ -168,6 +171,24 @@ impl StateFile {
         }
     }
 
+    /// Makes the file, and its directory where there is none.
+    fn make_locked(state_dir: &Path, path: &Path) -> Result<File, StateFileError> {
+        let mut tries = 0;
+        loop {
+            std::fs::create_dir_all(state_dir).map_err(|source| StateFileError::Io {
+                path: state_dir.to_owned(),
+                source,
+            })?;
+            tries += 1;
+            match Self::open_locked(path, true) {
+                // Somebody whose file was the last one there has just removed the directory.
+                Err(StateFileError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound && tries < MAKE_TRIES => {}
+                made => return made,
+            }
+        }
+    }
+
     /// A new file for a region that starts. A file that a dead agent left is replaced if its target has
     /// ended too.
     pub(crate) fn create(
@@ -177,11 +198,7 @@ impl StateFile {
         directory: &[u8],
     ) -> Result<Self, StateFileError> {
         let path = Self::path_of(state_dir, name);
-        std::fs::create_dir_all(state_dir).map_err(|source| StateFileError::Io {
-            path: state_dir.to_owned(),
-            source,
-        })?;
-        let file = Self::open_locked(&path, true)?;
+        let file = Self::make_locked(state_dir, &path)?;
         let length = file.metadata().map_or(0, |m| m.len());
         if length > 0
             && let Ok((_, old, _)) = Self::read_newest(&file, &path)
@@ -355,6 +372,11 @@ impl StateFile {
             // Whoever removed it before us has done what was to be done.
             let _ = std::fs::remove_file(&self.path);
         }
+        // The directory that nobody named goes with the last file in it; who needs it next makes it.
+        let common = Path::new(DEFAULT_STATE_DIR);
+        if self.path.parent() == Some(common) {
+            let _ = std::fs::remove_dir(common);
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -383,6 +405,27 @@ mod tests {
             held_memory: 6,
             held_pipes: vec![(7, 8), (9, 10)],
         }
+    }
+
+    #[test]
+    fn the_directory_that_nobody_named_goes_with_its_last_file() {
+        let common = std::path::Path::new(crate::config::DEFAULT_STATE_DIR);
+        let me = std::process::id() as i32;
+        let state = StateFile::create(common, &format!("test-{me}"), header(me), b"");
+        let state = state.expect("a new file");
+        state.remove();
+        assert!(!state.path().exists());
+        // Others of this machine may be using it, or just making it.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while std::fs::read_dir(common).is_ok_and(|mut files| files.next().is_none()) {
+            assert!(std::time::Instant::now() < until, "it is empty, and left");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        // One that was named stays.
+        let named = tempfile::tempdir().expect("a directory");
+        let state = StateFile::create(named.path(), "r", header(me), b"").expect("a new file");
+        state.remove();
+        assert!(named.path().exists());
     }
 
     #[test]

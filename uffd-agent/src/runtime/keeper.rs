@@ -112,12 +112,12 @@ impl Keeper {
         match self.shared.standing() {
             Standing::TargetGone => {
                 self.shared.remote.release();
-                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.remove();
-                drop(state);
                 if let Some(figures) = &self.figures {
                     let _ = std::fs::remove_file(figures);
                 }
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.remove();
+                drop(state);
                 (self.events)(RegionEvent::TargetExited);
             }
             Standing::Fenced => (self.events)(RegionEvent::Fenced),

@@ -418,12 +418,12 @@ impl Region {
             }
         }
         self.shared.remote.release();
+        let config = &self.shared.config;
+        let _ = std::fs::remove_file(RegionStats::path(&config.state_dir, &config.name));
         self.state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove();
-        let config = &self.shared.config;
-        let _ = std::fs::remove_file(RegionStats::path(&config.state_dir, &config.name));
     }
 
     /// The directory of extents, kept for a successor, has changed.
