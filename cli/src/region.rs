@@ -97,6 +97,8 @@ struct Region<'a> {
     lease: &'static str,
     epoch: u64,
     deleting: bool,
+    extents: u64,
+    /// Of these, extents that are somewhere, or were. The others cost nothing.
     placed_extents: u32,
     placed_bytes: ByteCount,
     live_replicas: u32,
@@ -130,6 +132,7 @@ impl<'a> Region<'a> {
             },
             epoch: status.epoch,
             deleting: status.deleting,
+            extents: region.bytes.div_ceil(region.extent_bytes.max(1)),
             placed_extents: status.placed_extents,
             placed_bytes: ByteCount::new(status.placed_bytes),
             live_replicas: status.live,
@@ -157,8 +160,8 @@ impl<'a> Region<'a> {
         writeln!(out, "lease     {} at epoch {}", self.lease, self.epoch)?;
         writeln!(
             out,
-            "placed    {} extents, {}",
-            self.placed_extents, self.placed_bytes
+            "placed    {} of {} extents, {} with all replicas",
+            self.placed_extents, self.extents, self.placed_bytes
         )?;
         writeln!(
             out,

@@ -26,9 +26,10 @@ use crate::wire::grant::{GrantError, SignedGrant};
 pub struct Places {
     /// The nodes that are named.
     pub nodes: Vec<NodeEntry>,
-    /// Indexes into `nodes`: `replicas` of the region for each extent that was asked for, in its order;
-    /// those of one extent are different.
-    pub homes: Vec<u16>,
+    /// Indexes into `nodes`, for each extent that was asked for, in its order: different ones, at least one
+    /// and at most as many as the region has replicas. Fewer: there are not so many failure domains now, and
+    /// the authority orders the rest when there are.
+    pub homes: Vec<Vec<u16>>,
 }
 
 /// A replica that does not count any more.
@@ -101,6 +102,9 @@ pub enum AuthorityError {
         /// Nodes that may hold one.
         left: usize,
     },
+    /// The pool has too little memory left for who asks; the words are the authority's. Nothing was placed.
+    #[error("the control plane has no memory left for this region")]
+    Full(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// What it gave as a grant is none.
     #[error("the control plane gave something else than a grant")]
     Grant(#[from] GrantError),
@@ -112,7 +116,7 @@ pub enum AuthorityError {
 /// See the module. One for each region and owner; an implementation knows which.
 pub trait RegionAuthority: Send + Sync {
     /// Homes for extents, none of them on a node named in `without`: the owner has found those full or
-    /// absent just now. What an earlier call said of an extent is void; it was not used.
+    /// absent just now. What an earlier call said of an extent on such a node is void; it was not used.
     fn place(
         &self,
         region: &RegionEntry,
@@ -195,7 +199,7 @@ impl RegionAuthority for StaticAuthority {
                 left,
             });
         }
-        let mut homes = Vec::with_capacity(extents.len() * replicas);
+        let mut homes = Vec::with_capacity(extents.len());
         let mut order = Vec::with_capacity(nodes.len());
         let mut chosen = Vec::with_capacity(replicas);
         for extent in extents {
@@ -215,7 +219,7 @@ impl RegionAuthority for StaticAuthority {
                 });
             }
             // There are at most 2^16 nodes: checked above.
-            homes.extend(chosen.iter().map(|node| *node as u16));
+            homes.push(chosen.iter().map(|node| *node as u16).collect());
         }
         Ok(Places {
             nodes: nodes.to_vec(),
@@ -255,27 +259,9 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::placement::FailureDomain;
+    use crate::placement::{FailureDomain, RoundRobin};
     use crate::transport::TransportKind;
     use crate::units::{ByteCount, RegionId, TenantId};
-
-    struct InOrder(Vec<NodeEntry>);
-
-    impl Placement for InOrder {
-        fn nodes(&self) -> &[NodeEntry] {
-            &self.0
-        }
-        fn candidates(
-            &self,
-            _region: &RegionEntry,
-            extent: ExtentIndex,
-            into: &mut Vec<usize>,
-        ) -> Result<(), PlacementError> {
-            let nodes = self.0.len();
-            into.extend((0..nodes).map(|nth| (extent.get() as usize + nth) % nodes));
-            Ok(())
-        }
-    }
 
     fn region(replicas: u8) -> RegionEntry {
         RegionEntry {
@@ -299,17 +285,19 @@ mod tests {
                 ..FailureDomain::default()
             },
         };
-        let authority = StaticAuthority::new(Arc::new(InOrder((0..4).map(node).collect())));
+        let authority = StaticAuthority::new(Arc::new(RoundRobin((0..4).map(node).collect())));
         let extents: Vec<_> = (0..4).map(ExtentIndex::new).collect();
         let place = |replicas, without: &[String]| {
             authority
                 .place(&region(replicas), &extents, without)
                 .map(|places| places.homes)
         };
-        assert_eq!(place(2, &[]).expect("nodes"), [0, 1, 1, 2, 2, 3, 3, 0]);
+        let homes = place(2, &[]).expect("nodes");
+        assert_eq!(homes, [[0, 1], [1, 2], [2, 3], [3, 0]]);
         // n1 and n3 share a zone: apart is better than near in the order.
         let without = ["n0".to_owned()];
-        assert_eq!(place(2, &without).expect("nodes"), [1, 2, 1, 2, 2, 3, 3, 2]);
+        let homes = place(2, &without).expect("nodes");
+        assert_eq!(homes, [[1, 2], [1, 2], [2, 3], [3, 2]]);
         let refused = place(4, &without).expect_err("three are left");
         assert!(matches!(
             refused,

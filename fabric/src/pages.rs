@@ -168,6 +168,9 @@ pub enum PageError {
         /// The node's place in the region's node list (see [`RemoteRegion::node_name`]).
         node: u16,
     },
+    /// A write that waited for its extent to be placed, and was given up: see [`PageLane::give_up_unplaced`].
+    #[error("no memory node has room for the page")]
+    Unplaced,
     /// This owner has been replaced by one with a higher epoch. Nothing it does counts any more.
     #[error("this owner was fenced: the region has a new one")]
     Fenced,
@@ -175,6 +178,7 @@ pub enum PageError {
 
 /// Bytes and operations that a region's lanes have moved, since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RemoteStats {
     /// Bytes read from memory nodes.
     pub bytes_read: u64,
@@ -217,6 +221,16 @@ pub struct RemoteStats {
     /// Copies that failed and were begun again.
     #[serde(default)]
     pub rebuild_failures: u64,
+    /// Extents of the region.
+    pub extents: u64,
+    /// Of these, extents that are on memory nodes, or were. The others cost nothing.
+    pub extents_placed: u64,
+    /// Writes that wait now because their extents are not placed.
+    pub writes_unplaced: u64,
+    /// Requests for places that found the control plane away.
+    pub places_away: u64,
+    /// Requests for places that were refused for want of memory.
+    pub places_refused: u64,
 }
 
 /// Why no lane came to be.
@@ -273,6 +287,24 @@ pub trait RemoteRegion: Send + Sync {
         Ok(())
     }
 
+    /// A page is used that may be written back before long: there is to be a place for it by then. Cheap enough for
+    /// the path of a fault. Without this call a place is asked for when the page is written.
+    fn expect(&self, page: PageIndex) {
+        let _ = page;
+    }
+
+    /// Whether a page's extent is on memory nodes, or was. If not, the page reads as zeros, and a write of it
+    /// waits until there is a place.
+    fn is_placed(&self, page: PageIndex) -> bool {
+        let _ = page;
+        true
+    }
+
+    /// False: the memory nodes have no room for an extent that is needed. Writes to it wait, until there is.
+    fn has_room(&self) -> bool {
+        true
+    }
+
     /// Gives the remote memory back to its nodes. The region is of no use afterwards. Dropping it
     /// without this call leaves the memory with the nodes, so that a new agent can take over.
     fn release(&self);
@@ -295,6 +327,10 @@ pub trait PageLane: Send {
 
     /// Appends what is done to `into`, up to its capacity; returns how many. Never blocks on a peer.
     fn poll(&mut self, into: &mut Vec<PageDone>) -> usize;
+
+    /// Answers writes that wait for their extents to be placed with [`PageError::Unplaced`]. Nothing of those
+    /// pages was written.
+    fn give_up_unplaced(&mut self) {}
 
     /// Asks that one of [`Self::readiness`] become readable when there is something to poll.
     fn arm(&mut self) -> Armed;

@@ -116,6 +116,28 @@ pub trait Placement: Send + Sync {
     ) -> Result<(), PlacementError>;
 }
 
+/// Goes round the nodes: an extent's first node is the one of its number, the others follow in their order.
+/// Looks at nothing else, so that small clusters of examples and tests are filled evenly.
+#[derive(Clone, Debug)]
+pub struct RoundRobin(pub Vec<NodeEntry>);
+
+impl Placement for RoundRobin {
+    fn nodes(&self) -> &[NodeEntry] {
+        &self.0
+    }
+
+    fn candidates(
+        &self,
+        _region: &RegionEntry,
+        extent: ExtentIndex,
+        into: &mut Vec<usize>,
+    ) -> Result<(), PlacementError> {
+        let nodes = self.0.len();
+        into.extend((0..nodes).map(|nth| (extent.get() as usize + nth) % nodes));
+        Ok(())
+    }
+}
+
 /// Appends `more` of the nodes in `order` (indexes into `nodes`, the best first) to `chosen`: each time the
 /// one that shares least with those chosen before, of equals the better. False if there are too few;
 /// then nothing is appended.

@@ -125,6 +125,7 @@ impl Story {
             token: Token([7; 16]),
             domain: FailureDomain::default(),
             rebuild: None,
+            ahead: None,
         };
         let entries = (0..NODES).map(|index| NodeEntry {
             name: format!("n{index}"),

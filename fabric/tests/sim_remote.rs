@@ -1,7 +1,9 @@
 //! Nodes, sessions and lanes in simulated time, under everything that can happen to them.
 //!
 //! Each seed is a story: pages are read and written in runs, while nodes are cut off, die as processes
-//! or with their machine, are started again, replicas are copied and dropped, and owners are succeeded.
+//! or with their machine, are started again, replicas are copied and dropped, and owners are succeeded. Half of
+//! the regions are thin: their extents are placed as they are used, by an authority that is away or has no
+//! room now and then.
 //! Whatever happens, each request is answered exactly once; a page that is read is as it was last
 //! written; with one replica a page is lost only if its node died, with several only if all that had it
 //! did; and an owner that was succeeded changes nothing any more. A failure prints its seed:
@@ -17,8 +19,8 @@ use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
     Which,
 };
-use mycoram_fabric::placement::{FailureDomain, NodeEntry, RegionEntry};
-use mycoram_fabric::remote::{Remote, RemoteOptions, ReplicaState, Transports};
+use mycoram_fabric::placement::{FailureDomain, NodeEntry, RegionEntry, RoundRobin};
+use mycoram_fabric::remote::{Ahead, Remote, RemoteOptions, ReplicaState, Transports};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::transport::sim::{SimConfig, SimNetwork};
 use mycoram_fabric::units::{
@@ -27,11 +29,10 @@ use mycoram_fabric::units::{
 use mycoram_fabric::wire::control::Token;
 use sim_cluster::authority::Throne;
 use sim_cluster::copier::Copier;
-use sim_cluster::{
-    Dice, Everywhere, Machine, Machines, NODES, SimClock, SimDial, control, core, machines,
-};
+use sim_cluster::{Dice, Machine, Machines, NODES, SimClock, SimDial, control, core, machines};
 
 const EXTENT_PAGES: u32 = 4;
+const EXTENT_BYTES: u64 = EXTENT_PAGES as u64 * PAGE_BYTES as u64;
 const EXTENTS: u32 = 24;
 const PAGES: u32 = EXTENT_PAGES * EXTENTS;
 const FRAMES: u32 = 64;
@@ -118,6 +119,11 @@ struct Story {
     copied: u64,
     /// In which life of its node a replica of an extent came to be.
     lives: BTreeMap<(u32, usize), u64>,
+    /// Extents that are placed.
+    placed: BTreeSet<u32>,
+    /// How often writes were seen to wait for a place, and places refused.
+    held: u64,
+    refused: u64,
     lane: Box<dyn PageLane>,
     /// The former owner's lane, and what it still waits for.
     former: Option<(Box<dyn PageLane>, BTreeSet<u64>)>,
@@ -170,6 +176,10 @@ impl Story {
             token: Token([7; 16]),
             domain: FailureDomain::default(),
             rebuild: None,
+            ahead: (seed % 2 == 1).then_some(Ahead {
+                low: ByteCount::new(2 * EXTENT_BYTES),
+                high: ByteCount::new(4 * EXTENT_BYTES),
+            }),
         };
         let entries = (0..NODES).map(|index| NodeEntry {
             name: format!("n{index}"),
@@ -188,20 +198,17 @@ impl Story {
             replicas,
         };
         let entries: Vec<_> = entries.collect();
-        let throne = Throne::new(Everywhere(entries.clone()), seed);
-        let remote = Remote::create(throne.authority(), &transports, &region, &options);
-        let remote = remote.expect("room");
+        let throne = Throne::new(RoundRobin(entries.clone()), seed);
+        let mut made = None;
+        // The authority is away at times.
+        for _ in 0..100 {
+            made = Remote::create(throne.authority(), &transports, &region, &options).ok();
+            if made.is_some() {
+                break;
+            }
+        }
+        let remote = made.expect("room");
         throne.keep_directory_of(&*remote);
-        let lives = (0..EXTENTS).flat_map(|extent| {
-            let nodes =
-                (0..usize::from(replicas)).map(move |copy| (extent as usize + copy) % NODES);
-            let machines = &machines;
-            nodes.map(move |node| {
-                let machine = machines[node].lock().expect("no panic");
-                ((extent, node), machine.incarnation)
-            })
-        });
-        let lives = lives.collect();
         let lane = remote.open_lane(&lane_config(weather)).expect("a lane");
         let page = PageModel {
             versions: BTreeSet::from([0]),
@@ -209,13 +216,16 @@ impl Story {
             lost: false,
             unsettled: false,
         };
-        Self {
+        let mut story = Self {
             replicas,
             throne,
             entries,
             copier: None,
             copied: 0,
-            lives,
+            lives: BTreeMap::new(),
+            placed: BTreeSet::new(),
+            held: 0,
+            refused: 0,
             weather,
             dice: Dice(seed ^ 0x5151),
             network,
@@ -235,7 +245,38 @@ impl Story {
             answered: 0,
             lost: 0,
             fenced: false,
+        };
+        story.note_places();
+        story
+    }
+
+    /// Notes in which lives of their nodes replicas of extents came to be that were just placed.
+    fn note_places(&mut self) {
+        let stats = self.remote.stats();
+        self.held += u64::from(stats.writes_unplaced > 0);
+        self.refused += stats.places_refused;
+        if stats.extents_placed == self.placed.len() as u64 {
+            return;
         }
+        for extent in (0..EXTENTS).filter(|extent| !self.placed.contains(extent)) {
+            for replica in self.remote.replicas(ExtentIndex::new(extent)) {
+                let node = sim_cluster::index_of(&replica.name);
+                let life = self.machine(node, |machine| machine.incarnation);
+                self.lives.insert((extent, node), life);
+            }
+        }
+        let placed = |extent: &u32| {
+            let replicas = self.remote.replicas(ExtentIndex::new(*extent));
+            !replicas.is_empty()
+        };
+        self.placed = (0..EXTENTS).filter(placed).collect();
+    }
+
+    /// Whether an extent's replica was on a life of this node that was given up.
+    fn died_on(&self, page: u32, node: usize) -> bool {
+        let extent = ExtentIndex::new(page / EXTENT_PAGES);
+        let mut replicas = self.remote.replicas(extent).into_iter();
+        replicas.any(|replica| replica.lost && sim_cluster::index_of(&replica.name) == node)
     }
 
     fn run(&mut self) {
@@ -252,7 +293,11 @@ impl Story {
                     let ms = 1 + self.dice.roll(400);
                     self.network.advance(Duration::from_millis(ms));
                 }
-                830..975 => self.poll(),
+                830..965 => self.poll(),
+                965..975 => {
+                    let full = self.dice.roll(3) == 0;
+                    self.throne.set_full(full);
+                }
                 975..990 => self.cut(),
                 990..994 => self.kill(),
                 994..996 => self.restart(),
@@ -315,10 +360,12 @@ impl Story {
         self.poll_former();
         let mut done = Vec::with_capacity(8);
         while self.lane.poll(&mut done) > 0 {
+            self.note_places();
             for done in done.drain(..) {
                 self.answer(&done);
             }
         }
+        self.note_places();
     }
 
     fn answer(&mut self, done: &PageDone) {
@@ -361,13 +408,12 @@ impl Story {
                 }
                 Err(PageError::Lost { node }) => {
                     self.lost += 1;
-                    let node = usize::from(node);
+                    let node = sim_cluster::index_of(&self.remote.node_name(node));
                     assert!(self.died.contains(&node), "n{node} is given up, and lives");
                     // The run may have pages on other nodes, whose writes may have been carried out.
-                    if (page / EXTENT_PAGES) as usize % NODES == node {
-                        model.lost = true;
-                    }
+                    self.pages[page as usize].lost |= self.died_on(page, node);
                 }
+                Err(PageError::Unplaced) => panic!("page {page} was not given up"),
                 Err(PageError::Fenced) => {
                     assert!(self.fenced, "fenced, and nobody came");
                     model.unsettled |= self.replicas > 1 && request.direction == Direction::Write;
@@ -409,11 +455,17 @@ impl Story {
 
     /// Whether every extent has a live replica left without this node.
     fn can_spare(&self, index: usize) -> bool {
+        let machines = (0..NODES).filter(|other| *other != index);
+        let left = machines.filter(|other| self.machine(*other, |machine| machine.core.is_some()));
+        if left.count() < usize::from(self.replicas) {
+            // What is not placed yet needs so many.
+            return false;
+        }
         if self.replicas == 1 {
             // One of them always lives.
             return self.died.len() + 1 < NODES || self.died.contains(&index);
         }
-        (0..EXTENTS).all(|extent| {
+        self.placed.iter().copied().all(|extent| {
             let replicas = self.remote.replicas(ExtentIndex::new(extent));
             replicas.iter().any(|replica| {
                 let node = sim_cluster::index_of(&replica.name);
@@ -518,6 +570,7 @@ impl Story {
         self.remote = successor;
         self.options = options;
         self.fenced = false;
+        self.note_places();
         let outstanding = std::mem::take(&mut self.outstanding);
         let mut waits: BTreeSet<u64> = outstanding.keys().copied().collect();
         for outstanding in outstanding.into_values() {
@@ -587,6 +640,7 @@ impl Story {
     /// Lets time pass until every request is answered.
     fn finish(&mut self) {
         let until = self.network.now() + PATIENCE;
+        self.throne.set_full(false);
         self.lane.ring();
         while !self.outstanding.is_empty() {
             assert!(
@@ -622,10 +676,9 @@ impl Story {
             self.outstanding
                 .insert(self.next_tag, Outstanding { request, version });
             self.finish();
-            let node = (page / EXTENT_PAGES) as usize % NODES;
+            let on_dead = self.died.iter().any(|node| self.died_on(page, *node));
             assert!(
-                (self.replicas == 1 && self.died.contains(&node))
-                    || !self.pages[page as usize].lost,
+                (self.replicas == 1 && on_dead) || !self.pages[page as usize].lost,
                 "page {page} is lost, and its node lives"
             );
         }
@@ -643,6 +696,8 @@ struct Told {
     stale: u64,
     copied: u64,
     hedged: u64,
+    held: u64,
+    refused: u64,
 }
 
 fn tell(seed: u64, weather: Weather, replicas: u8) -> Told {
@@ -661,6 +716,8 @@ fn tell(seed: u64, weather: Weather, replicas: u8) -> Told {
         stale: stats.replicas_stale,
         copied: story.copied,
         hedged: stats.hedges_won,
+        held: story.held,
+        refused: story.refused,
     }
 }
 
@@ -680,6 +737,8 @@ fn tell_all(seeds: u64, weather: Weather, replicas: u8) -> Option<Told> {
         all.stale += told.stale;
         all.copied += told.copied;
         all.hedged += told.hedged;
+        all.held += told.held;
+        all.refused += told.refused;
     }
     Some(all)
 }
@@ -692,6 +751,7 @@ fn whatever_happens_every_request_is_answered_once_and_pages_are_as_written() {
     // The stories are about something: work was done, and some of it met death.
     assert!(told.answered > 2000, "{told:?}");
     assert!(told.lost > 0, "{told:?}");
+    assert!(told.held > 0 && told.refused > 0, "{told:?}");
 }
 
 #[test]
@@ -703,6 +763,7 @@ fn with_two_replicas_no_page_is_lost_when_any_node_dies() {
     assert!(told.answered > 2000, "{told:?}");
     assert!(told.failovers > 0 && told.stale > 0, "{told:?}");
     assert!(told.copied > 0, "{told:?}");
+    assert!(told.held > 0 && told.refused > 0, "{told:?}");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use mycoram_agent::{Region, RegionEvent};
+use mycoram_agent::{Region, RegionError, RegionEvent};
+use mycoram_fabric::pages::PageError;
 use support::fake_remote::FakeRemote;
 use support::local_target::{LocalTarget, attach, config, owner, pattern};
 use support::sigbus;
@@ -127,6 +128,51 @@ fn a_fenced_owner_serves_nothing_more() {
     let event = told.recv_timeout(Duration::from_secs(5));
     assert_eq!(event, Ok(RegionEvent::Fenced));
     assert!(region.is_over());
+}
+
+#[test]
+fn what_has_no_place_yet_stays_and_all_else_comes_and_goes() {
+    const UNPLACED: std::ops::Range<u32> = 600..632;
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let remote = FakeRemote::new(PAGES, 1);
+    remote.store.placed.store(512, Ordering::SeqCst);
+    let region = attach(&target, remote.clone(), config("unplaced", dir.path(), 128));
+    for page in (0..400).chain(UNPLACED) {
+        target.fill(page, 1);
+    }
+    let expected = remote.store.expected.lock().expect("no panic").clone();
+    assert!(UNPLACED.into_iter().all(|page| expected.contains(&page)));
+    // Several times the budget goes through what is left of it.
+    for page in (0..400).chain((0..400).rev()) {
+        target.check(page, 1);
+    }
+    assert!(region.stats().evictions > 400);
+    // Who wants to be sure that all is written is told.
+    remote.store.full.store(true, Ordering::SeqCst);
+    let error = region.flush().expect_err("there is no room");
+    let RegionError::Pages { source, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(source, PageError::Unplaced);
+    for page in (0..400).chain(UNPLACED) {
+        target.check(page, 1);
+    }
+    // There is room.
+    remote.store.placed.store(PAGES, Ordering::SeqCst);
+    remote.store.full.store(false, Ordering::SeqCst);
+    region.flush().expect("written");
+    for page in UNPLACED {
+        let mut word = [0; 8];
+        remote.read(page, 8, &mut word);
+        assert_eq!(u64::from_ne_bytes(word), pattern(page, 1, 1), "page {page}");
+    }
+    for page in (0..400).chain(UNPLACED) {
+        target.check(page, 1);
+    }
+    let stats = region.stats();
+    assert_eq!((stats.lost, stats.homeless), (0, 0));
+    region.end();
 }
 
 #[test]

@@ -53,6 +53,7 @@ impl From<ClientError> for AuthorityError {
                 wanted: room.wanted as usize,
                 left: room.left as usize,
             },
+            Some(Kind::NoRoom(_)) => Self::Full(Box::new(error)),
             Some(Kind::Unknown(_)) => Self::Unknown,
             // The lease is not there yet, or another process of the control plane is about to lead.
             Some(Kind::NotYet(_)) => Self::Away(Box::new(error)),
@@ -117,13 +118,14 @@ impl ControlAuthority {
         for homes in reply.homes {
             let is_live = |replica: &&proto::Replica| replica.state() == proto::ReplicaState::Live;
             let live: Vec<_> = homes.replicas.iter().filter(is_live).collect();
-            if live.len() < replicas {
+            if live.is_empty() {
                 return Err(AuthorityError::NoRoom {
                     wanted: replicas,
-                    left: live.len(),
+                    left: 0,
                 });
             }
-            for replica in &live[..replicas] {
+            let mut nodes = Vec::with_capacity(replicas);
+            for replica in live.into_iter().take(replicas) {
                 let node = numbers
                     .get(&replica.node)
                     .ok_or_else(|| self.unexpected())?;
@@ -138,8 +140,9 @@ impl ControlAuthority {
                         index
                     }
                 };
-                places.homes.push(index);
+                nodes.push(index);
             }
+            places.homes.push(nodes);
         }
         Ok(())
     }

@@ -7,6 +7,8 @@
 //!   release  the nodes' memory is given back -> DeleteRegion
 //! ```
 //!
+//! Regions are thin: a part is placed when they are made, the rest ahead of need while they are used.
+//!
 //! A region that is dropped without a release gives only its lease back: a successor goes on with it.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,9 +22,9 @@ use mycoram_fabric::pages::{
 };
 use mycoram_fabric::placement::NodeEntry;
 use mycoram_fabric::random;
-use mycoram_fabric::remote::{Remote, RemoteOptions, TransportError, Transports};
+use mycoram_fabric::remote::{Ahead, Remote, RemoteOptions, TransportError, Transports};
 use mycoram_fabric::session::TlsDial;
-use mycoram_fabric::units::{ByteCount, PageCount};
+use mycoram_fabric::units::{ByteCount, PageCount, PageIndex};
 
 use super::call::{Access, ControlClient, SetupError};
 use super::error::ClientError;
@@ -145,6 +147,7 @@ impl ControlRegions {
         let mut options = RemoteOptions::system()?;
         options.owner = owner;
         options.token = lease.token();
+        options.ahead = Some(self.url.ahead.map_or_else(Ahead::default, Ahead::up_to));
         if let Some(dial) = &self.dial {
             options.dial = Arc::new(dial.clone());
         }
@@ -294,6 +297,18 @@ impl RemoteRegion for Leased {
 
     fn keep_directory(&self, keep: KeepDirectory) -> Result<(), KeepError> {
         self.remote.keep_directory(keep)
+    }
+
+    fn expect(&self, page: PageIndex) {
+        self.remote.expect(page);
+    }
+
+    fn is_placed(&self, page: PageIndex) -> bool {
+        self.remote.is_placed(page)
+    }
+
+    fn has_room(&self) -> bool {
+        self.remote.has_room()
     }
 
     fn release(&self) {

@@ -8,6 +8,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use mycoram_fabric::units::ByteCount;
+
 use super::call::{AddressError, ControlAddress};
 use crate::cluster::PriorityClass;
 
@@ -37,6 +39,9 @@ pub struct ControlUrl {
     pub reservation: Option<u64>,
     /// Only nodes of zones of this name, `zone=NAME`. Default: any.
     pub zone: Option<String>,
+    /// How much of a region is placed ahead of need, `ahead=SIZE`. Default 256 MiB. More is taken from the pool,
+    /// and outlives a longer absence of the control plane.
+    pub ahead: Option<ByteCount>,
 }
 
 /// Why a text is no such URL.
@@ -47,7 +52,7 @@ pub enum ControlUrlError {
     Address(#[from] AddressError),
     /// An option without `=`, given before, or that there is not.
     #[error(
-        "\"{option}\" is no option here, or stands twice: there are tls, insecure, replicas, min-live, class, region, tenant, reservation and zone"
+        "\"{option}\" is no option here, or stands twice: there are tls, insecure, replicas, min-live, class, region, tenant, reservation, zone and ahead"
     )]
     Option {
         /// Its name.
@@ -81,6 +86,7 @@ impl FromStr for ControlUrl {
             tenant: None,
             reservation: None,
             zone: None,
+            ahead: None,
         };
         let mut insecure = false;
         let mut given: Vec<&str> = Vec::new();
@@ -118,6 +124,7 @@ impl FromStr for ControlUrl {
                     url.reservation = Some(id);
                 }
                 "zone" => url.zone = Some(value),
+                "ahead" => url.ahead = Some(value.parse().map_err(|_| wrong())?),
                 "insecure" => return Err(wrong()),
                 _ => {
                     return Err(ControlUrlError::Option {
@@ -158,6 +165,9 @@ impl fmt::Display for ControlUrl {
         if let Some(zone) = &self.zone {
             write!(f, "&zone={}", escape(zone))?;
         }
+        if let Some(ahead) = self.ahead {
+            write!(f, "&ahead={}", ahead.get())?;
+        }
         Ok(())
     }
 }
@@ -197,7 +207,7 @@ mod tests {
     fn urls_are_read_as_they_are_written() {
         for text in [
             "control://h:1?insecure=yes&replicas=1&min-live=1&class=normal",
-            "control://a:1,b:2?tls=/etc/my%20co&replicas=3&min-live=2&class=high&region=x%26y&tenant=7&reservation=00000000000000ab&zone=z",
+            "control://a:1,b:2?tls=/etc/my%20co&replicas=3&min-live=2&class=high&region=x%26y&tenant=7&reservation=00000000000000ab&zone=z&ahead=1048576",
         ] {
             let url: ControlUrl = text.parse().expect("a URL");
             assert_eq!(url.to_string(), text);
@@ -227,6 +237,7 @@ mod tests {
             "tls=",
             "tenant=-1",
             "zone=%0",
+            "ahead=much",
         ] {
             let read = read(&format!("control://h:1?{query}"));
             assert!(matches!(read, ControlUrlError::Value { .. }), "{query}");

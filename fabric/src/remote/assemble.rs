@@ -10,10 +10,11 @@ use super::changes::{Losses, SPARE_REPLICAS};
 use super::clock::{Clock, SystemClock};
 use super::directory::{Directory, Home, NodeRecord, Worth};
 use super::homes::{Homes, Location, Standing};
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Tend};
 use super::link::{Death, LinkParts, NodeLink};
 use super::published::{Published, Snapshot};
 use super::region::{Counters, Remote, Shared};
+use super::thin::{Ahead, Thin};
 use super::transports::Transports;
 use super::waits::LanePosts;
 use super::watch::Watch;
@@ -46,6 +47,10 @@ pub struct RemoteOptions {
     /// How lost replicas are made up for, by a thread of the region, where the authority gives orders. `None`:
     /// that is the caller's part, with [`crate::rebuild::Rebuild`]. Costs 2 MiB. Default: half of the bandwidth.
     pub rebuild: Option<RebuildConfig>,
+    /// How far ahead of their first write-back extents are placed. `None`: a new region is placed whole when it
+    /// is made, so that it never meets full nodes later. One that is taken over and is not placed whole goes
+    /// on as [`Ahead::default`]. Default `None`.
+    pub ahead: Option<Ahead>,
 }
 
 impl RemoteOptions {
@@ -63,6 +68,7 @@ impl RemoteOptions {
             token: Token(random.bytes()),
             domain: FailureDomain::default(),
             rebuild: Some(RebuildConfig::default()),
+            ahead: None,
         })
     }
 }
@@ -90,6 +96,8 @@ pub(super) struct Parts<'a> {
     pub(super) identity: Identity,
     /// Indexes into `opened`.
     pub(super) homes: Vec<Vec<Home>>,
+    /// As in [`Directory::lost`].
+    pub(super) lost: Vec<ExtentIndex>,
     pub(super) opened: Vec<OpenedNode>,
 }
 
@@ -100,12 +108,30 @@ pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
         options,
         opened,
         homes,
+        lost,
         ..
     } = parts;
+    let is_placed = |extent: &ExtentIndex| {
+        !homes[extent.get() as usize].is_empty() || lost.binary_search(extent).is_ok()
+    };
+    let thin = match (0..homes.len() as u32).all(|extent| is_placed(&ExtentIndex::new(extent))) {
+        true => None,
+        false => {
+            let bell = options.watched.then(Bell::new).transpose()?.map(Arc::new);
+            let thin = Thin::new(
+                homes.len() as u32,
+                region.extent_bytes,
+                &options.ahead.unwrap_or_default(),
+                bell.clone(),
+                |extent| is_placed(&extent),
+            );
+            Some((thin, bell))
+        }
+    };
     let located = homes.iter().enumerate().map(|(extent, homes)| {
         let extent = ExtentIndex::new(extent as u32);
         let live = homes.iter().filter(|home| home.worth == Worth::Live);
-        live.map(|home| {
+        let replicas = live.map(|home| {
             // Of a lost node there is no grant, and nothing is sent to it either.
             let grant = opened[usize::from(home.node)].grants.get(&extent);
             Location {
@@ -114,14 +140,14 @@ pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
                 node: home.node,
                 standing: Standing::Live,
             }
-        })
-        .collect()
+        });
+        is_placed(&extent).then(|| replicas.collect())
     });
     let width = usize::from(region.replicas) + SPARE_REPLICAS;
     let located = Homes::new(region.extent_bytes, width, located);
     let fenced = Arc::new(AtomicBool::new(false));
-    let bell = options.watched.then(Bell::new).transpose()?;
-    let losses = Arc::new(Losses::new(bell));
+    let bell = options.watched.then(Bell::new).transpose()?.map(Arc::new);
+    let losses = Arc::new(Losses::new(bell.clone()));
     let mut nodes = Vec::with_capacity(opened.len());
     let mut links = Vec::with_capacity(opened.len());
     let mut watches = Vec::new();
@@ -151,6 +177,7 @@ pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
     let handles = options
         .watched
         .then(|| watches.iter().map(Watch::handle).collect());
+    let (thin, thin_bell) = thin.unzip();
     let shared = Arc::new(Shared {
         region: region.clone(),
         identity: parts.identity,
@@ -174,13 +201,25 @@ pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
             token: parts.identity.token,
             nodes,
             homes,
+            lost,
         }),
         watches: Mutex::new(watches),
-        keeper: Mutex::new(None),
+        keepers: Mutex::default(),
+        thin,
     });
-    if options.watched {
-        let keeper = Keeper::start(&shared)?;
-        *shared.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+    let work: [(_, _, Tend); 2] = [
+        ("myco-replicas", bell, Shared::tend),
+        ("myco-places", thin_bell.flatten(), Shared::place_more),
+    ];
+    for (name, bell, tend) in work {
+        if let Some(bell) = bell {
+            let keeper = Keeper::start(name, &shared, bell, tend)?;
+            let mut keepers = shared
+                .keepers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            keepers.push(keeper);
+        }
     }
     let remote = Arc::new(Remote {
         shared,

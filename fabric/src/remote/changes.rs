@@ -10,6 +10,8 @@
 //!      --> its memory is freed --> directory: gone --> authority: dropped
 //! ```
 //!
+//!   places: an extent that was nowhere --> memory for it --> directory: live --> published
+//!
 //! One change at a time, each durable before it is published. Everything here blocks; in a region with
 //! threads its keeper does what losses ask for, else a lane does when it is polled.
 
@@ -46,6 +48,12 @@ pub enum ChangeError {
     /// The extent has no such replica.
     #[error("the extent has no replica on this node")]
     NoSuchReplica,
+    /// It lives nowhere yet.
+    #[error("the extent is not placed yet")]
+    NotPlaced,
+    /// The control plane named places that cannot be.
+    #[error("the control plane named too few places for an extent, or too many, or one twice")]
+    Places,
     /// It has a live one there already, or one that is being copied.
     #[error("the extent has a replica on this node already")]
     AlreadyThere,
@@ -95,11 +103,11 @@ pub(super) struct Losses {
     /// lost before it was opened.
     handled: AtomicU64,
     /// The keeper's; none in simulated time.
-    pub(super) bell: Option<Bell>,
+    bell: Option<Arc<Bell>>,
 }
 
 impl Losses {
-    pub(super) fn new(bell: Option<Bell>) -> Self {
+    pub(super) fn new(bell: Option<Arc<Bell>>) -> Self {
         Self {
             count: AtomicU64::new(1),
             handled: AtomicU64::new(0),
@@ -135,8 +143,16 @@ pub(super) struct Changes {
     leaving: BTreeMap<(ExtentIndex, u16), LanesHeard>,
 }
 
+/// A replica that has no place in what was published yet.
+pub(super) struct Added {
+    pub(super) extent: ExtentIndex,
+    pub(super) location: Location,
+    /// Where it is copied.
+    pub(super) tracker: Option<Arc<CopyTracker>>,
+}
+
 impl Changes {
-    fn keep(&mut self, directory: &Directory) -> Result<(), ChangeError> {
+    pub(super) fn keep(&mut self, directory: &Directory) -> Result<(), ChangeError> {
         match &mut self.keep {
             Some(keep) => keep(&directory.encode()).map_err(ChangeError::Directory),
             None => Ok(()),
@@ -145,7 +161,7 @@ impl Changes {
 }
 
 impl Shared {
-    fn changes(&self) -> MutexGuard<'_, Changes> {
+    pub(super) fn changes(&self) -> MutexGuard<'_, Changes> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,7 +179,7 @@ impl Shared {
         Ok(())
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.is_fenced() || self.is_released()
     }
 
@@ -237,16 +253,15 @@ impl Shared {
         let changed: BTreeSet<_> = marks.iter().map(|(extent, _)| *extent).collect();
         *self.directory() = directory;
         // Also without a mark: lanes hear of the loss.
-        self.publish(changed.into_iter(), None, |_| {});
+        self.publish(changed.into_iter(), &[], |_| {});
         Ok(())
     }
 
-    /// Publishes the replicas that the directory counts for `changed` extents; `added` is one that has no
-    /// place yet.
-    fn publish(
+    /// Publishes the replicas that the directory counts for `changed` extents.
+    pub(super) fn publish(
         &self,
         changed: impl Iterator<Item = ExtentIndex>,
-        added: Option<(ExtentIndex, Location, Arc<CopyTracker>)>,
+        added: &[Added],
         links: impl FnOnce(&mut Snapshot),
     ) -> LanesHeard {
         let mut next = self.published.newest();
@@ -263,10 +278,10 @@ impl Shared {
         };
         let homes = Arc::clone(&next.homes);
         let replicas = |extent: ExtentIndex| -> Vec<Location> {
-            let added = added.iter().filter(|added| added.0 == extent);
+            let added = added.iter().filter(|added| added.extent == extent);
             homes
                 .of(extent)
-                .chain(added.map(|added| added.1))
+                .chain(added.map(|added| added.location))
                 .filter_map(|location| {
                     let standing = standing(extent, location.node)?;
                     Some(Location {
@@ -280,7 +295,8 @@ impl Shared {
         let mut trackers = homes.trackers().to_vec();
         trackers
             .retain(|(extent, tracker)| standing(*extent, tracker.node) == Some(Standing::Copying));
-        trackers.extend(added.as_ref().map(|added| (added.0, Arc::clone(&added.2))));
+        let followed = |added: &Added| Some((added.extent, Arc::clone(added.tracker.as_ref()?)));
+        trackers.extend(added.iter().filter_map(followed));
         drop(directory);
         let made: Homes = homes.next(changed.into_iter(), trackers);
         let version = made.version();
@@ -293,15 +309,15 @@ impl Shared {
         if self.is_over() {
             return Err(ChangeError::NotOwner);
         }
-        let extents = self.directory().homes.len();
-        if extent.get() as usize >= extents {
-            return Err(ChangeError::NoSuchExtent);
+        match self.directory().homes.get(extent.get() as usize) {
+            None => Err(ChangeError::NoSuchExtent),
+            Some(homes) if homes.is_empty() => Err(ChangeError::NotPlaced),
+            Some(_) => Ok(()),
         }
-        Ok(())
     }
 
     /// The link to a node that counts, made if there is none.
-    fn link_to(&self, entry: &NodeEntry) -> Result<Arc<NodeLink>, ChangeError> {
+    pub(super) fn link_to(&self, entry: &NodeEntry) -> Result<Arc<NodeLink>, ChangeError> {
         let known = |snapshot: &Snapshot| {
             let mut links = snapshot.links.iter();
             let known = links.find(|link| link.record.entry.name == entry.name && !link.is_lost());
@@ -354,7 +370,7 @@ impl Shared {
         directory.nodes.push(record);
         changes.keep(&directory)?;
         *self.directory() = directory;
-        self.publish(std::iter::empty(), None, |next| {
+        self.publish(std::iter::empty(), &[], |next| {
             next.links = next
                 .links
                 .iter()
@@ -377,14 +393,13 @@ impl Shared {
         &self,
         changes: &mut Changes,
         extent: ExtentIndex,
-        added: Option<(Location, Arc<CopyTracker>)>,
+        added: &[Added],
         change: impl FnOnce(&mut Vec<Home>),
     ) -> Result<LanesHeard, ChangeError> {
         let mut directory = self.directory().clone();
         change(&mut directory.homes[extent.get() as usize]);
         changes.keep(&directory)?;
         *self.directory() = directory;
-        let added = added.map(|(location, tracker)| (extent, location, tracker));
         Ok(self.publish([extent].into_iter(), added, |_| {}))
     }
 
@@ -485,16 +500,18 @@ impl Remote {
             Some(_) => return Err(ChangeError::AlreadyThere),
             None => {}
         }
-        let grant = link
-            .allocate(shared.region.extent_bytes, extent)
+        let grants = link
+            .allocate(shared.region.extent_bytes, &[extent])
             .map_err(in_words)?;
+        // As many as were asked for: the session has seen to that.
+        let grant = grants.first().ok_or(ChangeError::NodeGone)?;
         let mut changes = shared.changes();
         let counted = shared.published.newest().homes.of(extent).count();
         let most = usize::from(shared.region.replicas) + SPARE_REPLICAS;
         let refused = if on(shared).is_some() {
             Some(ChangeError::AlreadyThere)
         } else if counted >= most || shared.homes_of(extent).len() >= MAX_HOMES {
-            link.free(extent);
+            link.free(&[extent]);
             Some(ChangeError::TooMany)
         } else if link.is_lost() {
             Some(ChangeError::NodeGone)
@@ -516,8 +533,12 @@ impl Remote {
             node: link.index,
             standing: Standing::Copying,
         };
-        let added = Some((location, Arc::clone(&tracker)));
-        let heard = shared.change(&mut changes, extent, added, |homes| {
+        let added = Added {
+            extent,
+            location,
+            tracker: Some(Arc::clone(&tracker)),
+        };
+        let heard = shared.change(&mut changes, extent, &[added], |homes| {
             homes.push(Home {
                 node: link.index,
                 worth: Worth::Copying,
@@ -544,7 +565,7 @@ impl Remote {
             return Err(ChangeError::CopyLost);
         }
         shared.authority.copied(extent, &link.record.entry.name)?;
-        shared.change(&mut changes, extent, None, |homes| {
+        shared.change(&mut changes, extent, &[], |homes| {
             for home in homes.iter_mut().filter(|home| home.node == node) {
                 home.worth = Worth::Live;
             }
@@ -571,7 +592,7 @@ impl Remote {
                 return Err(ChangeError::LastReplica);
             }
             shared.authority.mark_stale(&[StaleMark { extent, node }])?;
-            let heard = shared.change(&mut changes, extent, None, |homes| {
+            let heard = shared.change(&mut changes, extent, &[], |homes| {
                 for other in homes.iter_mut().filter(|other| other.node == home.node) {
                     other.worth = Worth::Stale;
                 }
@@ -592,13 +613,13 @@ impl Remote {
             .find(|link| link.record.entry.name == node && !link.is_lost());
         reachable
             .unwrap_or(&links[usize::from(home.node)])
-            .free(extent);
+            .free(&[extent]);
         match shared.authority.dropped(extent, node) {
             // Perhaps it heard of it the last time.
             Ok(()) | Err(AuthorityError::Unknown) => {}
             Err(error) => return Err(error.into()),
         }
-        shared.change(&mut changes, extent, None, |homes| {
+        shared.change(&mut changes, extent, &[], |homes| {
             homes.retain(|other| other.node != home.node);
         })?;
         changes.leaving.remove(&(extent, home.node));

@@ -1,7 +1,7 @@
-//! Making a region: placing and allocating all its extents.
+//! Making a region: placing and allocating its extents.
 //!
-//! Everything is allocated when the region is made. A region that is open has all its memory, and
-//! eviction never meets a node that is full.
+//! Without [`RemoteOptions::ahead`] all of them: a region that is open has all its memory, and eviction never
+//! meets a node that is full. With it only the first ones; the others follow in the background, see `thin`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -134,7 +134,8 @@ struct Candidate {
 }
 
 impl Remote {
-    /// Places and allocates all extents of a new region. On failure everything is given back.
+    /// Places and allocates the extents of a new region: all, or with [`RemoteOptions::ahead`] so many, or as
+    /// many of these as there is room for, at least one. On failure everything is given back.
     pub fn create(
         authority: Arc<dyn RegionAuthority>,
         transports: &Transports,
@@ -154,33 +155,61 @@ impl Remote {
             token: options.token,
             owner: options.owner,
         };
-        let mut placing = Placing {
-            region,
-            transports,
-            options,
-            identity,
-            candidates: Vec::new(),
+        let mut first = match &options.ahead {
+            None => extents,
+            Some(ahead) => {
+                let high = ahead.high_extents(region.extent_bytes);
+                extents.min(u32::try_from(high).unwrap_or(extents))
+            }
         };
-        match placing.place_all(&*authority, extents) {
-            Ok(homes) => {
-                let (opened, homes) = only_homes(placing.candidates, &homes);
-                assemble(Parts {
-                    region,
-                    authority,
-                    transports,
-                    options,
-                    identity,
-                    homes,
-                    opened,
-                })
-                .map_err(CreateError::Watch)
+        loop {
+            let mut placing = Placing {
+                region,
+                transports,
+                options,
+                identity,
+                candidates: Vec::new(),
+            };
+            let error = match placing.place(&*authority, first) {
+                Ok(mut homes) => {
+                    homes.resize(extents as usize, Vec::new());
+                    let (opened, homes) = only_homes(placing.candidates, &homes);
+                    return assemble(Parts {
+                        region,
+                        authority,
+                        transports,
+                        options,
+                        identity,
+                        homes,
+                        lost: Vec::new(),
+                        opened,
+                    })
+                    .map_err(CreateError::Watch);
+                }
+                Err(error) => error,
+            };
+            placing.candidates.iter_mut().for_each(give_back);
+            if first == 1 || options.ahead.is_none() || !error.is_want_of_room() {
+                return Err(error);
             }
-            Err(error) => {
-                placing.candidates.iter_mut().for_each(give_back);
-                Err(error)
-            }
+            first /= 2;
         }
     }
+}
+
+impl CreateError {
+    fn is_want_of_room(&self) -> bool {
+        matches!(
+            self,
+            Self::NoRoom { .. } | Self::Authority(AuthorityError::Full(_))
+        )
+    }
+}
+
+/// How many extents of this size are asked for at a time.
+pub(super) fn extents_at_a_time(extent_bytes: ByteCount) -> usize {
+    let extents = usize::try_from(ALLOCATE_BATCH_BYTES / extent_bytes.get().max(1));
+    extents.unwrap_or(1).clamp(1, MAX_BATCH_EXTENTS)
 }
 
 /// The nodes that got extents, and the homes as indexes of these. Who got nothing need not keep an
@@ -237,8 +266,8 @@ struct Placing<'a> {
 }
 
 impl Placing<'_> {
-    /// Gives all extents their homes; indexes of candidates, for each extent.
-    fn place_all(
+    /// Gives the first extents their homes; indexes of candidates, for each extent.
+    fn place(
         &mut self,
         authority: &dyn RegionAuthority,
         extents: u32,
@@ -269,11 +298,12 @@ impl Placing<'_> {
                 Err(error) => return Err(error.into()),
             };
             let named = self.candidates_for(&places.nodes)?;
-            if places.homes.len() != homeless.len() * replicas {
+            let enough = |homes: &Vec<u16>| (1..=replicas).contains(&homes.len());
+            if places.homes.len() != homeless.len() || !places.homes.iter().all(enough) {
                 return Err(CreateError::Places);
             }
             let mut wanted: Vec<Vec<ExtentIndex>> = vec![Vec::new(); self.candidates.len()];
-            for (extent, nodes) in homeless.iter().zip(places.homes.chunks_exact(replicas)) {
+            for (extent, nodes) in homeless.iter().zip(&places.homes) {
                 for (nth, node) in nodes.iter().enumerate() {
                     let candidate = *named
                         .get(usize::from(*node))
@@ -301,13 +331,15 @@ impl Placing<'_> {
                     .collect();
                 candidate.allocate(self.region.extent_bytes, &missing)?;
             }
+            let mut homes_of = places.homes.iter();
             homeless.retain(|extent| {
+                let wants = homes_of.next().map_or(0, Vec::len);
                 let given = (0..self.candidates.len()).filter(|node| {
                     wanted[*node].binary_search(extent).is_ok()
                         && self.candidates[*node].grants.contains_key(extent)
                 });
                 let given: Vec<usize> = given.collect();
-                let placed = given.len() == replicas;
+                let placed = given.len() == wants;
                 if placed {
                     homes[extent.get() as usize] = given;
                 }
@@ -398,8 +430,7 @@ impl Candidate {
         let Some(session) = &mut self.session else {
             return Ok(());
         };
-        let batch = usize::try_from(ALLOCATE_BATCH_BYTES / extent_bytes.get()).unwrap_or(1);
-        let most = batch.clamp(1, MAX_BATCH_EXTENTS);
+        let most = extents_at_a_time(extent_bytes);
         let mut placed = 0;
         while placed < wanted.len() && self.room.is_none() {
             let mut batch = &wanted[placed..wanted.len().min(placed + most)];

@@ -7,14 +7,14 @@ use std::net::SocketAddr;
 
 use crate::placement::{FailureDomain, MAX_REPLICAS, NodeEntry, RegionEntry};
 use crate::transport::TransportKind;
-use crate::units::{ByteCount, Incarnation};
+use crate::units::{ByteCount, ExtentIndex, Incarnation};
 use crate::wire::control::Token;
 use crate::wire::{
     FrameError, HEADER_BYTES, Header, Magic, Malformed, Reader, Wire, put_list, put_text,
 };
 
 /// Version of the directory's layout.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// What the frame calls it.
 const KIND: u16 = 1;
 /// Most bytes of a directory: 16 TiB in the default extents, with room to spare.
@@ -40,8 +40,11 @@ pub(super) struct Directory {
     pub(super) region: RegionEntry,
     pub(super) token: Token,
     pub(super) nodes: Vec<NodeRecord>,
-    /// The replicas of each extent, in the order in which they came to be. None: it is not placed yet.
+    /// The replicas of each extent, in the order in which they came to be. None: it is not placed yet, or it
+    /// is lost.
     pub(super) homes: Vec<Vec<Home>>,
+    /// Extents of which pages were written, and of which no replica is left; in order.
+    pub(super) lost: Vec<ExtentIndex>,
 }
 
 /// What a replica is worth, as a successor has to know it.
@@ -95,6 +98,7 @@ impl Directory {
         self.token.put(&mut body);
         put_list(&self.nodes, &mut body);
         put_list(&self.homes, &mut body);
+        put_list(&self.lost, &mut body);
         let header = Header::seal(Magic::Directory, VERSION, KIND, self.region.epoch, &body)
             .expect("a directory is bounded by MAX_NODES and MAX_EXTENTS");
         let mut bytes = header.encode(Magic::Directory).to_vec();
@@ -125,6 +129,7 @@ impl Directory {
             token: Wire::get(&mut from)?,
             nodes: from.list(MAX_NODES as u32)?,
             homes: from.list(MAX_EXTENTS)?,
+            lost: from.list(MAX_EXTENTS)?,
         };
         from.finish()?;
         let extents = extent_count(&directory.region).ok_or(DirectoryError::Inconsistent)?;
@@ -137,6 +142,8 @@ impl Directory {
         if !(1..=MAX_REPLICAS).contains(&directory.region.replicas)
             || directory.homes.len() != extents as usize
             || !directory.homes.iter().all(known)
+            || !directory.lost.is_sorted_by(|a, b| a < b)
+            || directory.lost.iter().any(|lost| lost.get() >= extents)
         {
             return Err(DirectoryError::Inconsistent);
         }
@@ -145,6 +152,11 @@ impl Directory {
 }
 
 impl Directory {
+    /// Whether an extent lives anywhere, or did.
+    pub(super) fn is_placed(&self, extent: ExtentIndex) -> bool {
+        !self.homes[extent.get() as usize].is_empty() || self.lost.binary_search(&extent).is_ok()
+    }
+
     /// Leaves out nodes that hold nothing, and one life of a node that is named twice.
     pub(super) fn compact(&mut self) {
         let mut renumbered: Vec<Option<u16>> = vec![None; self.nodes.len()];
@@ -321,6 +333,7 @@ mod tests {
                     (0..copies).map(home).collect()
                 })
                 .collect(),
+            lost: Vec::new(),
         }
     }
 
@@ -330,6 +343,17 @@ mod tests {
             let written = directory(extents, copies);
             assert_eq!(Directory::decode(&written.encode()), Ok(written));
         }
+    }
+
+    #[test]
+    fn an_extent_is_placed_lost_or_neither() {
+        let mut thin = directory(3, 1);
+        thin.homes[1].clear();
+        thin.homes[2].clear();
+        thin.lost = vec![ExtentIndex::new(2)];
+        let read = Directory::decode(&thin.encode()).expect("as it was written");
+        let placed = (0..3).map(|extent| read.is_placed(ExtentIndex::new(extent)));
+        assert_eq!(placed.collect::<Vec<_>>(), [true, false, true]);
     }
 
     #[test]
@@ -358,7 +382,9 @@ mod tests {
         none.region.replicas = 0;
         let mut sizes = directory(4, 1);
         sizes.region.extent_bytes = ByteCount::new(5);
-        for wrong in [missing, unknown, twice, none, sizes] {
+        let mut lost = directory(4, 1);
+        lost.lost = vec![ExtentIndex::new(4)];
+        for wrong in [missing, unknown, twice, none, sizes, lost] {
             assert_eq!(
                 Directory::decode(&wrong.encode()),
                 Err(DirectoryError::Inconsistent)

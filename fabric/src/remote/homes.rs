@@ -1,5 +1,5 @@
-//! The map of a region: which extent lives where. A snapshot that never changes; whoever changes homes makes
-//! the next one, which shares all chunks with it but those that differ.
+//! The map of a region: which extent lives where, and which lives nowhere yet. A snapshot that never changes;
+//! whoever changes homes makes the next one, which shares all chunks with it but those that differ.
 
 use std::sync::Arc;
 
@@ -7,8 +7,17 @@ use super::copy::CopyTracker;
 use crate::transport::RemoteSlice;
 use crate::units::{ByteCount, ExtentIndex, PAGE_SHIFT, PageIndex, RemoteAddr, Rkey};
 
-/// Extents of a chunk: what a change of one extent copies.
-const CHUNK_EXTENTS: usize = 64;
+/// Extents of a chunk: what a change of one extent copies. As many as a word has bits.
+const CHUNK_EXTENTS: usize = u64::BITS as usize;
+
+/// Some extents in a row.
+#[derive(Clone, Debug, Default)]
+struct Chunk {
+    /// One bit an extent: it is placed. Of the others no page was ever written.
+    placed: u64,
+    /// `width` places an extent.
+    locations: Vec<Option<Location>>,
+}
 
 /// What a replica is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,27 +60,32 @@ pub(super) struct Homes {
     extent_pages: u64,
     /// Most replicas of an extent, those that are being copied included.
     width: usize,
-    chunks: Vec<Arc<[Option<Location>]>>,
+    chunks: Vec<Arc<Chunk>>,
     /// Of extents that have a replica which is being copied.
     trackers: Vec<(ExtentIndex, Arc<CopyTracker>)>,
 }
 
 impl Homes {
-    /// Version 0; `replicas` of each extent come in the extents' order, at most `width` of each.
+    /// Version 0; `replicas` of each extent come in the extents' order, at most `width` of each. `None`: it
+    /// is not placed yet.
     pub(super) fn new(
         extent_bytes: ByteCount,
         width: usize,
-        extents: impl Iterator<Item = Vec<Location>>,
+        extents: impl Iterator<Item = Option<Vec<Location>>>,
     ) -> Self {
-        let mut flat = Vec::new();
+        let mut chunk = Chunk::default();
         let mut chunks = Vec::new();
-        for replicas in extents {
-            flat.extend((0..width).map(|nth| replicas.get(nth).copied()));
-            if flat.len() == CHUNK_EXTENTS * width {
-                chunks.push(Arc::from(std::mem::take(&mut flat)));
+        for (nth, replicas) in extents.enumerate() {
+            let nth = nth % CHUNK_EXTENTS;
+            chunk.placed |= u64::from(replicas.is_some()) << nth;
+            let replicas = replicas.unwrap_or_default();
+            let places = (0..width).map(|nth| replicas.get(nth).copied());
+            chunk.locations.extend(places);
+            if nth + 1 == CHUNK_EXTENTS {
+                chunks.push(Arc::new(std::mem::take(&mut chunk)));
             }
         }
-        chunks.push(Arc::from(flat));
+        chunks.push(Arc::new(chunk));
         Self {
             version: 0,
             extent_pages: extent_bytes.get() >> PAGE_SHIFT,
@@ -86,7 +100,7 @@ impl Homes {
         self.version
     }
 
-    /// The next snapshot, with other replicas of some extents; the live ones come first.
+    /// The next snapshot, with other replicas of some extents, which are placed; the live ones come first.
     pub(super) fn next(
         &self,
         changed: impl Iterator<Item = (ExtentIndex, Vec<Location>)>,
@@ -101,12 +115,21 @@ impl Homes {
             replicas.sort_by_key(|replica| replica.standing != Standing::Live);
             let extent = extent.get() as usize;
             let first = extent % CHUNK_EXTENTS * self.width;
-            let chunk: &mut [_] = Arc::make_mut(&mut next.chunks[extent / CHUNK_EXTENTS]);
-            for (nth, place) in chunk[first..first + self.width].iter_mut().enumerate() {
+            let chunk = Arc::make_mut(&mut next.chunks[extent / CHUNK_EXTENTS]);
+            chunk.placed |= 1 << (extent % CHUNK_EXTENTS);
+            let places = &mut chunk.locations[first..first + self.width];
+            for (nth, place) in places.iter_mut().enumerate() {
                 *place = replicas.get(nth).copied();
             }
         }
         next
+    }
+
+    /// Whether an extent lives anywhere, or did. If not, all its pages are zeros.
+    pub(super) fn is_placed(&self, extent: ExtentIndex) -> bool {
+        let extent = extent.get() as usize;
+        let placed = self.chunks[extent / CHUNK_EXTENTS].placed;
+        placed >> (extent % CHUNK_EXTENTS) & 1 == 1
     }
 
     /// The replicas of an extent, the live ones first.
@@ -114,9 +137,8 @@ impl Homes {
         let extent = extent.get() as usize;
         let first = extent % CHUNK_EXTENTS * self.width;
         let chunk = &self.chunks[extent / CHUNK_EXTENTS];
-        chunk[first..first + self.width]
-            .iter()
-            .map_while(|place| *place)
+        let places = &chunk.locations[first..first + self.width];
+        places.iter().map_while(|place| *place)
     }
 
     /// The live replicas of an extent.
@@ -220,7 +242,8 @@ mod tests {
             node,
             standing,
         };
-        let one = |extent: u32| vec![at(extent as u16 % 3, Standing::Live)];
+        // The last one is not placed.
+        let one = |extent: u32| (extent < 199).then(|| vec![at(extent as u16 % 3, Standing::Live)]);
         let before = Homes::new(ByteCount::mib(1), 3, (0..200).map(one));
         let extent = ExtentIndex::new(70);
         let two = vec![at(7, Standing::Copying), at(1, Standing::Live)];
@@ -236,5 +259,11 @@ mod tests {
         for other in (0..200).filter(|other| *other != 70) {
             assert_eq!(nodes(&after, other), nodes(&before, other));
         }
+        let last = ExtentIndex::new(199);
+        assert!((0..199).all(|extent| after.is_placed(ExtentIndex::new(extent))));
+        assert!(!after.is_placed(last));
+        let placed = vec![at(0, Standing::Live)];
+        let placed = after.next([(last, placed)].into_iter(), Vec::new());
+        assert!(placed.is_placed(last) && !after.is_placed(last));
     }
 }

@@ -1,4 +1,5 @@
-//! The keeper: the thread of a region that deals with lost nodes, so that no lane waits for the authority.
+//! A keeper: a thread of a region that does what blocks, so that no lane waits for the authority. One deals
+//! with lost nodes, another one places extents ahead of need.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::changes::Losses;
+use super::bell::Bell;
 use super::region::Shared;
 
 /// How long after a failed try the next one comes, at first; it doubles up to [`RETRY_MOST`].
@@ -16,39 +17,41 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// See [`RETRY_FIRST`].
 const RETRY_MOST: Duration = Duration::from_millis(1600);
 
+/// What a keeper does when its bell rings. False: something is left to be tried again.
+pub(super) type Tend = fn(&Shared) -> bool;
+
 /// The thread, ended when dropped.
 pub(super) struct Keeper {
-    losses: Arc<Losses>,
+    bell: Arc<Bell>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
-    /// Begins to keep `shared`, which owns it.
-    pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<Self> {
-        let losses = Arc::clone(&shared.losses);
+    /// Begins to tend `shared`, which owns it, and at first without a ring.
+    pub(super) fn start(
+        name: &str,
+        shared: &Arc<Shared>,
+        bell: Arc<Bell>,
+        tend: Tend,
+    ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (weak, bell, stopped) = (
-            Arc::downgrade(shared),
-            Arc::clone(&losses),
-            Arc::clone(&stop),
-        );
+        let (weak, rung, stopped) = (Arc::downgrade(shared), Arc::clone(&bell), Arc::clone(&stop));
         let thread = std::thread::Builder::new()
-            .name("myco-replicas".to_owned())
-            .spawn(move || keep(&weak, &bell, &stopped))?;
+            .name(name.to_owned())
+            .spawn(move || keep(&weak, &rung, &stopped, tend))?;
         Ok(Self {
-            losses,
+            bell,
             stop,
             thread: Some(thread),
         })
     }
 }
 
-fn keep(shared: &Weak<Shared>, losses: &Losses, stop: &AtomicBool) {
-    let Some(bell) = &losses.bell else { return };
+fn keep(shared: &Weak<Shared>, bell: &Bell, stop: &AtomicBool, tend: Tend) {
     let mut retry = RETRY_FIRST;
     let mut timeout = PollTimeout::NONE;
-    // Something may have been lost before the region was opened.
+    // There may have been something to do before the region was opened.
     let mut rung = true;
     loop {
         if !rung {
@@ -62,7 +65,7 @@ fn keep(shared: &Weak<Shared>, losses: &Losses, stop: &AtomicBool) {
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        if shared.tend() {
+        if tend(&shared) {
             retry = RETRY_FIRST;
             timeout = PollTimeout::NONE;
         } else {
@@ -75,9 +78,7 @@ fn keep(shared: &Weak<Shared>, losses: &Losses, stop: &AtomicBool) {
 impl Drop for Keeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        if let Some(bell) = &self.losses.bell {
-            bell.ring();
-        }
+        self.bell.ring();
         if let Some(thread) = self.thread.take()
             // The last owner of the region may have been the keeper itself.
             && thread.thread().id() != std::thread::current().id()

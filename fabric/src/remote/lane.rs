@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::time::TimeSpec;
@@ -10,19 +11,20 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use super::bell::Bell;
 use super::frames::Frames;
 use super::link::{Cause, Death, NodeLink, Trouble};
-use super::queue::{LANDINGS, LaneQueue, LinkState, QueueConfig};
+use super::queue::{Fill, LANDINGS, LaneQueue, LinkState, QueueConfig};
 use super::redial::{ByWatches, Inline, Job, Outcome, Redial};
 use super::region::Shared;
 use super::waits::LanePost;
 use crate::pages::{
-    LaneConfig, LaneError, LaneFull, MAX_RUN_PAGES, PageDone, PageLane, PageRequest,
+    Direction, LaneConfig, LaneError, LaneFull, MAX_RUN_PAGES, PageDone, PageError, PageLane,
+    PageRequest,
 };
 use crate::placement;
 use crate::transport::{
     Armed, Completion, LocalMemory, MAX_QUEUE_DEPTH, Mapping, PostError, QueuePair,
     QueuePairConfig, Ticket, WorkRequest,
 };
-use crate::units::PAGE_BYTES;
+use crate::units::{ExtentIndex, PAGE_BYTES, PageIndex};
 
 /// Completions that are taken at a time.
 const BATCH: usize = 64;
@@ -31,6 +33,9 @@ const BATCHES: usize = 4;
 
 /// How long a lane sleeps at most before a read is looked at that may be asked for twice.
 const LEAST_SLEEP: Duration = Duration::from_micros(20);
+
+/// What is read of an extent that is not placed.
+const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 struct Connection {
     link: Arc<NodeLink>,
@@ -55,6 +60,8 @@ pub(super) struct Lane {
     /// Wakes the lane when a read is to be looked at. None where there is one replica, or simulated time.
     timer: Option<Timer>,
     post: Arc<LanePost>,
+    /// Writes that are held, as the region was told.
+    held: u64,
     shared: Arc<Shared>,
 }
 
@@ -125,6 +132,7 @@ impl Lane {
             deadline_ms,
             timer,
             post,
+            held: 0,
             shared,
         };
         for (index, link) in snapshot.links.iter().enumerate() {
@@ -366,6 +374,19 @@ impl Lane {
         }
     }
 
+    /// Tells the region how many writes wait for a place.
+    fn count_held(&mut self) {
+        let held = self.queue.held() as u64;
+        if let Some(thin) = &self.shared.thin
+            && held != self.held
+        {
+            // Wraps where there are fewer now.
+            thin.held
+                .fetch_add(held.wrapping_sub(self.held), Ordering::Relaxed);
+            self.held = held;
+        }
+    }
+
     /// The time, where it is used.
     fn now_us(&self) -> u64 {
         match self.queue.is_replicated() {
@@ -422,7 +443,16 @@ impl PageLane for Lane {
 
     fn queue(&mut self, request: PageRequest) -> Result<(), LaneFull> {
         self.adopt_if_changed();
-        self.queue.queue(request)
+        if let (Some(thin), Direction::Write) = (&self.shared.thin, request.direction) {
+            let last = PageIndex::new(request.page.get() + u32::from(request.run) - 1);
+            let (first, last) = (request.page, last);
+            for extent in self.shared.extent_of(first).get()..=self.shared.extent_of(last).get() {
+                thin.touch(ExtentIndex::new(extent));
+            }
+        }
+        let queued = self.queue.queue(request);
+        self.count_held();
+        queued
     }
 
     fn ring(&mut self) {
@@ -436,6 +466,12 @@ impl PageLane for Lane {
         if self.shared.losses.any() && !self.shared.options.watched {
             // In simulated time there is no keeper.
             self.shared.tend();
+        }
+        if let Some(thin) = &self.shared.thin
+            && !self.shared.options.watched
+            && thin.is_stirred()
+        {
+            self.shared.place_more();
         }
         self.adopt_if_changed();
         let now_us = self.now_us();
@@ -456,11 +492,20 @@ impl PageLane for Lane {
         }
         let moved = self.queue.take_moved();
         self.shared.counters.add(moved);
+        self.count_held();
         let frames = self.frames.mapping();
-        self.queue.take_done(into, |from, to| {
-            let copied = frames.copy_within(from, to, PAGE_BYTES);
-            debug_assert!(copied.is_ok(), "both are frames of the lane");
+        self.queue.take_done(into, |fill| {
+            let filled = match fill {
+                Fill::Copy { from, to } => frames.copy_within(from, to, PAGE_BYTES),
+                Fill::Zero { at } => frames.copy_in(at, &ZEROS),
+            };
+            debug_assert!(filled.is_ok(), "these are frames of the lane");
         })
+    }
+
+    fn give_up_unplaced(&mut self) {
+        self.queue.answer_held(PageError::Unplaced);
+        self.count_held();
     }
 
     fn arm(&mut self) -> Armed {
@@ -501,6 +546,8 @@ impl PageLane for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        self.queue.answer_held(PageError::Unplaced);
+        self.count_held();
         while self.redial.has_finished() {
             if let Some((node, Outcome::Up(queue_pair, ticket))) = self.redial.finished() {
                 drop(queue_pair);

@@ -274,32 +274,26 @@ impl NodeLink {
         }
     }
 
-    /// Memory for one extent.
+    /// Memory for these extents, in their order; all of them or none. Asked for again, it is the same.
     pub(super) fn allocate(
         &self,
         extent_bytes: ByteCount,
-        extent: ExtentIndex,
-    ) -> Result<Grant, Trouble> {
-        let grants = self
-            .with_session(|session| session.allocate(extent_bytes, &[extent]))
+        extents: &[ExtentIndex],
+    ) -> Result<Vec<Grant>, Trouble> {
+        self.with_session(|session| session.allocate(extent_bytes, extents))
             .inspect_err(|trouble| {
                 if let Trouble::Dead(death) = trouble {
                     self.give_up(*death);
                 }
-            })?;
-        // As many as were asked for: the session has seen to that.
-        grants
-            .into_iter()
-            .next()
-            .ok_or(Trouble::Dead(Death::RegionGone))
+            })
     }
 
-    /// Gives the memory of an extent back, if the node still has it.
-    pub(super) fn free(&self, extent: ExtentIndex) {
+    /// Gives the memory of extents back, if the node still has it.
+    pub(super) fn free(&self, extents: &[ExtentIndex]) {
         let has = matches!(self.death(), None | Some(Death::NoAnswer | Death::Refuses));
         if has && !self.is_fenced() {
             // What cannot be given back now goes with the region.
-            let _ = self.with_session(|session| session.free(&[extent]));
+            let _ = self.with_session(|session| session.free(extents));
         }
     }
 

@@ -7,10 +7,11 @@
 //!                links: a session a node                 redial: broken queue pairs out, new ones in
 //!        ^  ^                                                |            ^
 //!        |  +-- watch threads, one a node: signs of life <---+---- jobs --+
-//!        +----- keeper thread: what lost nodes had is marked stale; changes: replicas come and go
+//!        +----- keeper threads: what lost nodes had is marked stale; extents are placed ahead of need
 //! ```
 //!
-//! `queue`, `homes`, `copy` and `directory` are pure. A page's way is lane -> queue pair -> node and back; no
+//! `queue`, `homes`, `copy` and `directory` are pure. `changes`: replicas come and go. `thin` and `places`: an
+//! extent costs nothing before it is written. A page's way is lane -> queue pair -> node and back; no
 //! other thread, no lock and no allocation is on it. Everything that blocks (dialing, connecting,
 //! dropping a broken queue pair) is done by the watch thread of the node concerned.
 
@@ -27,11 +28,13 @@ mod homes;
 mod keeper;
 mod lane;
 mod link;
+mod places;
 mod published;
 mod queue;
 mod redial;
 mod region;
 mod reopen;
+mod thin;
 mod transports;
 mod waits;
 mod watch;
@@ -46,4 +49,5 @@ pub use endpoint::Source;
 
 pub use region::Remote;
 pub use reopen::ReopenError;
+pub use thin::Ahead;
 pub use transports::{TransportError, TransportMissing, Transports};

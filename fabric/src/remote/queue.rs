@@ -11,6 +11,8 @@
 //!        +---------+-- a write: again, when there is a new queue pair;
 //!                      on a node that was given up: held, until its replica does not count any more
 //!
+//!   an extent that is not placed yet:   a read is zeros; a write is held until there are homes for it
+//!
 //!   a link (a queue pair to one node):   Up --broke--> Away --connected again--> Up
 //!                                                        '----given up---------> Lost
 //! ```
@@ -34,7 +36,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use self::latency::{Average, Tail};
-use self::requests::Tracked;
+use self::requests::{Held, Tracked};
 use super::homes::Homes;
 use crate::pages::{Direction, MAX_RUN_PAGES, NodeSet, PageError, PageRequest};
 use crate::transport::{
@@ -114,7 +116,29 @@ struct Slot {
     landing: u32,
     /// Some of its pages are followed by a tracker.
     tracked: bool,
+    /// One bit a page: it is read from an extent that is not placed.
+    zeros: u16,
 }
+
+/// What an answer needs done to frames before it counts; places in bytes from the start of the frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// Move a page.
+    Copy {
+        /// From here.
+        from: usize,
+        /// To here.
+        to: usize,
+    },
+    /// Make a page zeros.
+    Zero {
+        /// It begins here.
+        at: usize,
+    },
+}
+
+// A bit for each page of a run.
+const _: () = assert!(MAX_RUN_PAGES as u32 <= u16::BITS);
 
 #[derive(Clone, Copy, Debug)]
 struct Part {
@@ -169,6 +193,8 @@ pub(super) struct LaneQueue {
     look_us: u64,
     /// Requests that touch an extent that is being copied.
     tracked: Vec<Tracked>,
+    /// Pieces of writes to extents that are not placed.
+    held: Vec<Held>,
 }
 
 impl LaneQueue {
@@ -177,7 +203,7 @@ impl LaneQueue {
         let slots = config.requests as usize;
         let landings = if config.replicated { LANDINGS } else { 0 };
         let parts = slots * homes.most_parts(MAX_RUN_PAGES) + landings as usize;
-        let tracked = slots * homes.most_pieces(MAX_RUN_PAGES);
+        let pieces = slots * homes.most_pieces(MAX_RUN_PAGES);
         let indexes = |count: usize| (0..count as u32).rev().collect::<Vec<_>>();
         Self {
             homes,
@@ -194,7 +220,8 @@ impl LaneQueue {
             free_landings: indexes(landings as usize),
             tail: Tail::new(),
             look_us: u64::MAX,
-            tracked: Vec::with_capacity(tracked),
+            tracked: Vec::with_capacity(pieces),
+            held: Vec::with_capacity(pieces),
         }
     }
 
@@ -231,6 +258,11 @@ impl LaneQueue {
 
     pub(super) fn has_done(&self) -> bool {
         !self.done.is_empty()
+    }
+
+    /// Pieces of writes that wait for a place.
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
     }
 
     /// The homes that requests are made by.

@@ -11,6 +11,7 @@ use super::keeper::Keeper;
 use super::lane::Lane;
 use super::published::Published;
 use super::queue::Moved;
+use super::thin::Thin;
 use super::transports::Transports;
 use super::waits::LanePosts;
 use super::watch::Watch;
@@ -21,7 +22,7 @@ use crate::pages::{
 use crate::placement::RegionEntry;
 use crate::rebuild::Rebuilder;
 use crate::session::Identity;
-use crate::units::PageCount;
+use crate::units::{ExtentIndex, PAGE_SHIFT, PageCount, PageIndex};
 
 /// Counted by all lanes.
 #[derive(Debug, Default)]
@@ -83,7 +84,9 @@ pub(super) struct Shared {
     /// One a node; none in simulated time. Dropped with the region.
     pub(super) watches: Mutex<Vec<Watch>>,
     /// None in simulated time.
-    pub(super) keeper: Mutex<Option<Keeper>>,
+    pub(super) keepers: Mutex<Vec<Keeper>>,
+    /// Not where every extent was placed when the region was opened.
+    pub(super) thin: Option<Thin>,
 }
 
 impl Shared {
@@ -104,6 +107,13 @@ impl Shared {
                 "this owner was fenced: the region has a new one"
             );
         }
+    }
+
+    /// The extent that a page is in.
+    pub(super) fn extent_of(&self, page: PageIndex) -> ExtentIndex {
+        let extent_pages = (self.region.extent_bytes.get() >> PAGE_SHIFT).max(1);
+        // A region has at most as many extents as pages.
+        ExtentIndex::new((u64::from(page.get()) / extent_pages) as u32)
     }
 
     pub(super) fn pages(&self) -> PageCount {
@@ -165,6 +175,12 @@ impl RemoteRegion for Remote {
         };
         let rebuild = self.rebuilder.get().map(Rebuilder::progress);
         let rebuild = rebuild.unwrap_or_default();
+        let placed = (0..directory.homes.len() as u32).map(ExtentIndex::new);
+        let placed = placed.filter(|extent| directory.is_placed(*extent)).count();
+        let of_thin = |counter: fn(&Thin) -> &AtomicU64| {
+            let thin = self.shared.thin.as_ref();
+            thin.map_or(0, |thin| get(counter(thin)))
+        };
         RemoteStats {
             bytes_read: get(&counters.bytes_read),
             bytes_written: get(&counters.bytes_written),
@@ -184,7 +200,29 @@ impl RemoteRegion for Remote {
             rebuilt_replicas: rebuild.copied,
             rebuilt_bytes: rebuild.bytes,
             rebuild_failures: rebuild.failures,
+            extents: directory.homes.len() as u64,
+            extents_placed: placed as u64,
+            writes_unplaced: of_thin(|thin| &thin.held),
+            places_away: of_thin(|thin| &thin.away),
+            places_refused: of_thin(|thin| &thin.refused),
         }
+    }
+
+    fn expect(&self, page: PageIndex) {
+        if let Some(thin) = &self.shared.thin
+            && page.get() < self.shared.pages().get()
+        {
+            thin.touch(self.shared.extent_of(page));
+        }
+    }
+
+    fn is_placed(&self, page: PageIndex) -> bool {
+        let thin = self.shared.thin.as_ref();
+        thin.is_none_or(|thin| thin.is_placed(self.shared.extent_of(page)))
+    }
+
+    fn has_room(&self) -> bool {
+        !self.shared.thin.as_ref().is_some_and(Thin::is_full)
     }
 
     fn node_name(&self, node: u16) -> String {

@@ -136,6 +136,7 @@ impl Remote {
                 options,
                 identity,
                 homes: directory.homes,
+                lost: directory.lost,
                 opened,
             })
             .map_err(ReopenError::Watch);

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mycoram_fabric::authority::StaticAuthority;
+use mycoram_fabric::authority::{RegionAuthority, StaticAuthority};
 use mycoram_fabric::node::{
     Bounds, GrantCheck, HugePages, MemoryNode, NodeConfig, Pool, start_data_server,
 };
@@ -15,8 +15,8 @@ use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
     Which,
 };
-use mycoram_fabric::placement::{FailureDomain, NodeEntry, Placement, PlacementError, RegionEntry};
-use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, ReopenError, Transports};
+use mycoram_fabric::placement::{FailureDomain, NodeEntry, RegionEntry, RoundRobin};
+use mycoram_fabric::remote::{Ahead, CreateError, Remote, RemoteOptions, ReopenError, Transports};
 use mycoram_fabric::session::{Channel, TcpChannel};
 use mycoram_fabric::transport::tcp::TcpTransport;
 use mycoram_fabric::transport::{
@@ -24,7 +24,7 @@ use mycoram_fabric::transport::{
     QueuePairConfig, RemoteSlice, Ticket, Transport, TransportKind, WorkId, WorkRequest,
 };
 use mycoram_fabric::units::{
-    ByteCount, Epoch, ExtentIndex, PAGE_BYTES, PageIndex, RegionId, RemoteAddr, Rkey, TenantId,
+    ByteCount, Epoch, PAGE_BYTES, PageIndex, RegionId, RemoteAddr, Rkey, TenantId,
 };
 use mycoram_fabric::wire::control::StatusReport;
 
@@ -250,25 +250,6 @@ pub(crate) struct Cluster {
     transports: Transports,
 }
 
-struct RoundRobin(Vec<NodeEntry>);
-
-impl Placement for RoundRobin {
-    fn nodes(&self) -> &[NodeEntry] {
-        &self.0
-    }
-
-    fn candidates(
-        &self,
-        _region: &RegionEntry,
-        extent: ExtentIndex,
-        into: &mut Vec<usize>,
-    ) -> Result<(), PlacementError> {
-        let nodes = self.0.len();
-        into.extend((0..nodes).map(|nth| (extent.get() as usize + nth) % nodes));
-        Ok(())
-    }
-}
-
 impl Cluster {
     pub(crate) fn start(fabric: Fabric, sizes: &[u64]) -> Self {
         Self::with_bounds(fabric, sizes, Bounds::default())
@@ -326,6 +307,34 @@ impl Cluster {
         replicas: u8,
     ) -> Result<Arc<Remote>, CreateError> {
         let options = RemoteOptions::system().expect("random numbers");
+        self.create_by(self.authority(), tenant, bytes, extent, replicas, options)
+    }
+
+    /// A region of which only so much is placed ahead of need, where `authority` says.
+    pub(crate) fn create_thin(
+        &self,
+        authority: Arc<dyn RegionAuthority>,
+        bytes: u64,
+        extent: u64,
+        replicas: u8,
+        ahead: Ahead,
+    ) -> Result<Arc<Remote>, CreateError> {
+        let options = RemoteOptions {
+            ahead: Some(ahead),
+            ..RemoteOptions::system().expect("random numbers")
+        };
+        self.create_by(authority, 1, bytes, extent, replicas, options)
+    }
+
+    fn create_by(
+        &self,
+        authority: Arc<dyn RegionAuthority>,
+        tenant: u64,
+        bytes: u64,
+        extent: u64,
+        replicas: u8,
+        options: RemoteOptions,
+    ) -> Result<Arc<Remote>, CreateError> {
         let region = RegionEntry {
             id: RegionId::new(options.owner),
             tenant: TenantId::new(tenant),
@@ -334,7 +343,7 @@ impl Cluster {
             extent_bytes: ByteCount::new(extent),
             replicas,
         };
-        Remote::create(self.authority(), &self.transports, &region, &options)
+        Remote::create(authority, &self.transports, &region, &options)
     }
 
     pub(crate) fn reopen(&self, directory: &[u8]) -> Result<Arc<Remote>, ReopenError> {
@@ -342,7 +351,7 @@ impl Cluster {
         Remote::reopen(directory, self.authority(), &self.transports, &options)
     }
 
-    fn authority(&self) -> Arc<StaticAuthority> {
+    pub(crate) fn authority(&self) -> Arc<StaticAuthority> {
         let entries: Arc<RoundRobin> = Arc::clone(&self.entries);
         Arc::new(StaticAuthority::new(entries))
     }
@@ -472,6 +481,11 @@ impl Pages {
     /// The bytes in the frames from 0 on.
     pub(crate) fn copy_out(&self, bytes: &mut [u8]) {
         self.lane.frames().copy_out(0, bytes).expect("frames");
+    }
+
+    /// Nobody waits for places any more.
+    pub(crate) fn give_up_unplaced(&mut self) {
+        self.lane.give_up_unplaced();
     }
 
     /// Lets the lane do what it has to.

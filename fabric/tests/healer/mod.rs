@@ -182,7 +182,7 @@ impl RegionAuthority for Healer {
         }
         Ok(Places {
             nodes: self.nodes.clone(),
-            homes: extents.iter().flat_map(|_| [0, 1]).collect(),
+            homes: vec![vec![0, 1]; extents.len()],
         })
     }
 

@@ -7,10 +7,10 @@ use mycoram_fabric::authority::{
     AuthorityError, Order, Places, RegionAuthority, Sighting, StaleMark, StaticAuthority,
 };
 use mycoram_fabric::pages::RemoteRegion;
-use mycoram_fabric::placement::RegionEntry;
+use mycoram_fabric::placement::{RegionEntry, RoundRobin};
 use mycoram_fabric::units::{Epoch, ExtentIndex};
 
-use super::{Dice, Everywhere};
+use super::Dice;
 
 /// One call in so many finds the authority away.
 const AWAY_ONE_IN: u64 = 3;
@@ -19,6 +19,8 @@ struct State {
     owner: u64,
     directory: Vec<u8>,
     dice: Dice,
+    /// Nothing is placed any more.
+    full: bool,
 }
 
 /// The seat of the region's owner.
@@ -29,12 +31,13 @@ pub(crate) struct Throne {
 }
 
 impl Throne {
-    pub(crate) fn new(placement: Everywhere, seed: u64) -> Self {
+    pub(crate) fn new(placement: RoundRobin, seed: u64) -> Self {
         Self {
             state: Arc::new(Mutex::new(State {
                 owner: 1,
                 directory: Vec::new(),
                 dice: Dice(seed ^ 0xa5a5),
+                full: false,
             })),
             placement: StaticAuthority::new(Arc::new(placement)),
         }
@@ -53,6 +56,11 @@ impl Throne {
     pub(crate) fn successor(&self) -> Arc<dyn RegionAuthority> {
         self.state.lock().expect("no panic").owner += 1;
         self.authority()
+    }
+
+    /// Whether there is no memory left for anybody.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.state.lock().expect("no panic").full = full;
     }
 
     /// What the next owner knows of the region.
@@ -103,6 +111,10 @@ impl RegionAuthority for Seat {
         extents: &[ExtentIndex],
         without: &[String],
     ) -> Result<Places, AuthorityError> {
+        self.ask()?;
+        if self.throne.state.lock().expect("no panic").full {
+            return Err(AuthorityError::Full("it is full".into()));
+        }
         self.throne.placement.place(region, extents, without)
     }
 

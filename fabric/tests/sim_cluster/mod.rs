@@ -13,12 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mycoram_fabric::node::{Bounds, HugePages, NodeCore, Pool, SessionId};
-use mycoram_fabric::placement::{NodeEntry, Placement, PlacementError, RegionEntry};
 use mycoram_fabric::remote::Clock;
 use mycoram_fabric::session::{Channel, Dial, SessionError};
 use mycoram_fabric::transport::DataServer;
 use mycoram_fabric::transport::sim::SimNetwork;
-use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, Incarnation};
+use mycoram_fabric::units::{ByteCount, Epoch, Incarnation};
 use mycoram_fabric::wire::control::{Request, Response};
 
 pub(crate) const NODES: usize = 4;
@@ -177,24 +176,6 @@ impl Drop for SimChannel {
         {
             core.disconnected(now, self.session);
         }
-    }
-}
-
-pub(crate) struct Everywhere(pub(crate) Vec<NodeEntry>);
-
-impl Placement for Everywhere {
-    fn nodes(&self) -> &[NodeEntry] {
-        &self.0
-    }
-
-    fn candidates(
-        &self,
-        _region: &RegionEntry,
-        extent: ExtentIndex,
-        into: &mut Vec<usize>,
-    ) -> Result<(), PlacementError> {
-        into.extend((0..NODES).map(|nth| (extent.get() as usize + nth) % NODES));
-        Ok(())
     }
 }
 

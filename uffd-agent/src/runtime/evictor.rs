@@ -40,6 +40,8 @@ struct Working {
     batch: Batch,
     /// Its frames, from copying out to draining.
     block: Option<FrameIndex>,
+    /// It has pages that may have to wait for a place on a memory node.
+    unplaced: bool,
 }
 
 /// See the module.
@@ -96,7 +98,11 @@ impl Evictor {
             batches: parts
                 .batches
                 .into_iter()
-                .map(|batch| Working { batch, block: None })
+                .map(|batch| Working {
+                    batch,
+                    block: None,
+                    unplaced: false,
+                })
                 .collect(),
             blocks: (0..blocks).map(|b| FrameIndex(b * block)).collect(),
             scratch: parts.scratch,
@@ -145,11 +151,24 @@ impl Evictor {
         self.victims.sort_unstable();
         let mut victims = self.victims.iter();
         let mut any = false;
+        // One batch at a time may find out that memory nodes have no place: all others go on meanwhile.
+        let mut waits = self
+            .batches
+            .iter()
+            .any(|w| w.unplaced && !w.batch.is_idle());
         for working in self.batches.iter_mut().filter(|w| w.batch.is_idle()) {
             let batch = &mut working.batch;
+            working.unplaced = false;
             while batch.len() < size
                 && let Some(page) = victims.next()
             {
+                if !self.shared.remote.is_placed(*page) {
+                    if waits && !working.unplaced {
+                        self.refused.push(*page);
+                        continue;
+                    }
+                    (waits, working.unplaced) = (true, true);
+                }
                 if !batch.choose(&self.shared.pages, *page) {
                     let word = self.shared.pages.table.word(*page);
                     if word.state() == PageState::Resident && !word.homeless() {
@@ -246,8 +265,10 @@ impl Evictor {
                 Ok(()) => self.batches[at]
                     .batch
                     .written(&self.shared.pages, slot, pages),
-                Err(PageError::Lost { node }) => {
-                    self.lost_node = Some(node);
+                Err(error @ (PageError::Lost { .. } | PageError::Unplaced)) => {
+                    if let PageError::Lost { node } = error {
+                        self.lost_node = Some(node);
+                    }
                     self.batches[at]
                         .batch
                         .write_failed(&self.shared.pages, slot, pages);
@@ -266,7 +287,7 @@ impl Evictor {
             return self.lose(at, slot, self.lost_node);
         }
         let shared = Arc::clone(&self.shared);
-        let Working { batch, block } = &mut self.batches[at];
+        let Working { batch, block, .. } = &mut self.batches[at];
         let page = batch.page(slot);
         let (Action::ReadParked, Some(block)) =
             (batch.bring_home(&shared.pages, slot, true), *block)

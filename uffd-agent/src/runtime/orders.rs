@@ -83,6 +83,13 @@ impl<'a> Errand<'a> {
                     Err(error) => Ok(Some(error)),
                 };
             }
+            // A write waits for a place for as long as the region is served.
+            still_serving(self.shared)?;
+            if direction == Direction::Write && !self.shared.remote.has_room() {
+                // Who asked is told so; the page stays here.
+                self.lane.give_up_unplaced();
+                continue;
+            }
             self.wait();
         }
     }
@@ -181,6 +188,13 @@ pub(crate) fn flush(shared: &Shared) -> Result<(), RegionError> {
                 }
                 Look::Busy if run == 0 => {
                     still_serving(shared)?;
+                    let page = PageIndex::new(next);
+                    if !shared.remote.is_placed(page) && !shared.remote.has_room() {
+                        // An evictor has it, and waits for room.
+                        errand.failed(1, PageError::Unplaced);
+                        next += 1;
+                        continue;
+                    }
                     std::thread::sleep(LOOK_AGAIN);
                     continue;
                 }

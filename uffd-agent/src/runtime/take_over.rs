@@ -182,6 +182,9 @@ pub(crate) fn take_over(
             parked[usize::from(batch)].0.push((slot, page));
         }
         alive += u64::from(recovered.word.state() == PageState::Resident);
+        if recovered.word.state() != PageState::NeverWritten {
+            remote.expect(page);
+        }
     }
     let credits = Credits::new(config.local_budget.get() / PAGE_BYTES as u64);
     credits.overdraw(alive);

@@ -1,5 +1,5 @@
-//! A remote region in this process's memory, whose nodes die, whose bytes rot and whose owner is fenced when a
-//! test says so.
+//! A remote region in this process's memory, whose nodes die, whose bytes rot, whose owner is fenced and whose
+//! extents are placed when a test says so.
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::BorrowedFd;
@@ -11,7 +11,7 @@ use mycoram_fabric::pages::{
     RemoteRegion, RemoteStats, Which,
 };
 use mycoram_fabric::transport::{Armed, Mapping};
-use mycoram_fabric::units::{PAGE_BYTES, PageCount};
+use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 
 /// Pages that lie on one node, before the next one takes over.
 pub const STRIPE: u32 = 256;
@@ -35,6 +35,12 @@ pub struct Store {
     pub rotten: Mutex<HashSet<u32>>,
     pub repairs: AtomicU64,
     pub released: AtomicBool,
+    /// Pages from this one on have no place: writes to them wait.
+    pub placed: AtomicU32,
+    /// Nobody has room for them.
+    pub full: AtomicBool,
+    /// Pages that were said to be written soon.
+    pub expected: Mutex<HashSet<u32>>,
     /// Polls that a request waits before it is done: a stand-in for latency.
     pub polls: AtomicU32,
     pub bytes_read: AtomicU64,
@@ -67,6 +73,9 @@ impl FakeRemote {
                 rotten: Mutex::new(HashSet::new()),
                 repairs: AtomicU64::new(0),
                 released: AtomicBool::new(false),
+                placed: AtomicU32::new(u32::MAX),
+                full: AtomicBool::new(false),
+                expected: Mutex::new(HashSet::new()),
                 polls: AtomicU32::new(0),
                 bytes_read: AtomicU64::new(0),
                 bytes_written: AtomicU64::new(0),
@@ -103,6 +112,8 @@ impl RemoteRegion for FakeRemote {
             depth: config.depth as usize,
             queued: Vec::with_capacity(config.depth as usize),
             flying: VecDeque::with_capacity(config.depth as usize),
+            waiting: Vec::with_capacity(config.depth as usize),
+            given_up: false,
         }))
     }
 
@@ -121,6 +132,19 @@ impl RemoteRegion for FakeRemote {
         format!("node-{node}")
     }
 
+    fn expect(&self, page: PageIndex) {
+        let mut expected = self.store.expected.lock().expect("no panic");
+        expected.insert(page.get());
+    }
+
+    fn is_placed(&self, page: PageIndex) -> bool {
+        page.get() < self.store.placed.load(Ordering::SeqCst)
+    }
+
+    fn has_room(&self) -> bool {
+        !self.store.full.load(Ordering::SeqCst)
+    }
+
     fn release(&self) {
         self.store.released.store(true, Ordering::SeqCst);
     }
@@ -132,9 +156,17 @@ struct FakeLane {
     depth: usize,
     queued: Vec<PageRequest>,
     flying: VecDeque<(u32, PageRequest)>,
+    /// Writes without a place.
+    waiting: Vec<PageRequest>,
+    given_up: bool,
 }
 
 impl FakeLane {
+    fn has_place(&self, request: &PageRequest) -> bool {
+        let end = request.page.get() + u32::from(request.run);
+        request.direction == Direction::Read || end <= self.store.placed.load(Ordering::SeqCst)
+    }
+
     /// Which node answers a request.
     fn chosen(&self, request: &PageRequest) -> Result<u32, PageError> {
         let first = request.page.get() / STRIPE % self.store.nodes;
@@ -210,7 +242,7 @@ impl PageLane for FakeLane {
     }
 
     fn free_slots(&self) -> usize {
-        self.depth - self.queued.len() - self.flying.len()
+        self.depth - self.queued.len() - self.flying.len() - self.waiting.len()
     }
 
     fn queue(&mut self, request: PageRequest) -> Result<(), LaneFull> {
@@ -231,6 +263,28 @@ impl PageLane for FakeLane {
 
     fn poll(&mut self, into: &mut Vec<PageDone>) -> usize {
         let mut done = 0;
+        while self.given_up && into.len() < into.capacity() {
+            let Some(request) = self.waiting.pop() else {
+                self.given_up = false;
+                break;
+            };
+            into.push(PageDone {
+                tag: request.tag,
+                direction: request.direction,
+                page: request.page,
+                run: request.run,
+                frame: request.frame,
+                result: Err(PageError::Unplaced),
+                node: None,
+            });
+            done += 1;
+        }
+        for at in (0..self.waiting.len()).rev() {
+            if self.has_place(&self.waiting[at]) {
+                let request = self.waiting.swap_remove(at);
+                self.flying.push_back((0, request));
+            }
+        }
         while into.len() < into.capacity() {
             match self.flying.front_mut() {
                 Some((polls, _)) if *polls > 0 => {
@@ -243,6 +297,10 @@ impl PageLane for FakeLane {
             let Some((_, request)) = self.flying.pop_front() else {
                 break;
             };
+            if !self.has_place(&request) {
+                self.waiting.push(request);
+                continue;
+            }
             let node = self.chosen(&request);
             let replicated = self.store.second.load(Ordering::SeqCst) != NO_NODE;
             into.push(PageDone {
@@ -259,8 +317,13 @@ impl PageLane for FakeLane {
         done
     }
 
+    fn give_up_unplaced(&mut self) {
+        self.given_up = true;
+    }
+
     fn arm(&mut self) -> Armed {
-        if self.flying.is_empty() {
+        // Nothing rings when there is a place.
+        if self.flying.is_empty() && self.waiting.is_empty() {
             Armed::Waiting
         } else {
             Armed::Ready

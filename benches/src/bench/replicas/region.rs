@@ -64,11 +64,12 @@ impl RegionAuthority for Told {
         let used = self.used;
         let homes = |extent: &ExtentIndex| {
             let first = extent.get() as usize;
-            (0..replicas).map(move |nth| ((first + nth) % used) as u16)
+            let homes = (0..replicas).map(|nth| ((first + nth) % used) as u16);
+            homes.collect()
         };
         Ok(Places {
             nodes: self.nodes.clone(),
-            homes: extents.iter().flat_map(homes).collect(),
+            homes: extents.iter().map(homes).collect(),
         })
     }
     fn mark_stale(&self, _marks: &[StaleMark<'_>]) -> Result<(), AuthorityError> {

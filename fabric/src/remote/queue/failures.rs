@@ -64,11 +64,13 @@ impl LaneQueue {
         for node in 0..self.links.len() as u16 {
             self.review(node);
         }
+        self.let_go();
     }
 
     /// The owner has been fenced. What waits is answered; what is posted is when its queue pair is gone.
     pub(in crate::remote) fn fence(&mut self) {
         self.fenced = true;
+        self.answer_held(PageError::Fenced);
         for node in 0..self.links.len() {
             while let Some(part) = self.links[node].waiting.pop_front() {
                 self.settle_part(part, Err(PageError::Fenced));

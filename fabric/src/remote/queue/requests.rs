@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{LaneQueue, LinkState, NONE, Part, Served, Slot};
+use super::{Fill, LaneQueue, LinkState, NONE, Part, Served, Slot};
 use crate::pages::{
     Direction, LaneFull, MAX_RUN_PAGES, NodeSet, PageDone, PageError, PageRequest, Which,
 };
@@ -17,6 +17,14 @@ pub(super) struct Tracked {
     tracker: Arc<CopyTracker>,
     first: u32,
     count: u16,
+}
+
+/// A piece of a write that waits for its extent to be placed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    slot: u32,
+    request: PageRequest,
+    piece: Piece,
 }
 
 impl LaneQueue {
@@ -41,6 +49,7 @@ impl LaneQueue {
             served: Served::Nobody,
             landing: NONE,
             tracked: false,
+            zeros: 0,
         });
         if self.fenced {
             self.settle_one(slot, Err(PageError::Fenced));
@@ -58,6 +67,14 @@ impl LaneQueue {
     }
 
     fn read_piece(&mut self, homes: &Homes, slot: u32, request: &PageRequest, piece: Piece) {
+        if !homes.is_placed(piece.extent) && !matches!(request.which, Which::Only(_)) {
+            if let Some(slot) = &mut self.slots[slot as usize] {
+                // A run has no more pages than the mask has bits.
+                slot.zeros |= (u16::MAX >> (u16::BITS - u32::from(piece.pages))) << piece.skipped;
+            }
+            self.settle_none(slot, Ok(()));
+            return;
+        }
         let chosen = match request.which {
             Which::Live => self.choose(homes, piece.extent, NodeSet::default(), NodeSet::default()),
             Which::Except(nodes) => self.choose(homes, piece.extent, nodes, NodeSet::default()),
@@ -91,6 +108,17 @@ impl LaneQueue {
             }
             return;
         }
+        if !homes.is_placed(piece.extent) {
+            if let Some(slot) = &mut self.slots[slot as usize] {
+                slot.parts += 1;
+            }
+            self.held.push(Held {
+                slot,
+                request: *request,
+                piece,
+            });
+            return;
+        }
         if let Some(tracker) = homes.tracker(piece.extent) {
             let first = (piece.offset >> PAGE_SHIFT) as u32;
             tracker.begin(first, piece.pages);
@@ -115,6 +143,28 @@ impl LaneQueue {
         if !left {
             let node = self.somebody(homes, piece.extent);
             self.settle_none(slot, Err(PageError::Lost { node }));
+        }
+    }
+
+    /// Lets writes go on whose extents are placed by now.
+    pub(super) fn let_go(&mut self) {
+        let homes = Arc::clone(&self.homes);
+        let mut at = 0;
+        while let Some(held) = self.held.get(at).copied() {
+            if !homes.is_placed(held.piece.extent) {
+                at += 1;
+                continue;
+            }
+            self.held.swap_remove(at);
+            self.write_piece(&homes, held.slot, &held.request, held.piece);
+            self.settle_one(held.slot, Ok(()));
+        }
+    }
+
+    /// Nobody waits for a place any more.
+    pub(in crate::remote) fn answer_held(&mut self, error: PageError) {
+        while let Some(held) = self.held.pop() {
+            self.settle_one(held.slot, Err(error));
         }
     }
 
@@ -249,12 +299,12 @@ impl LaneQueue {
         self.free_parts.push(index);
     }
 
-    /// Appends answers to `into` up to its capacity; returns how many. Before an answer counts, `copy` moves
-    /// a page between frames: from the first place to the second, in bytes from the start of the frames.
+    /// Appends answers to `into` up to its capacity; returns how many. Before an answer counts, `fill` does
+    /// what it is told.
     pub(in crate::remote) fn take_done(
         &mut self,
         into: &mut Vec<PageDone>,
-        mut copy: impl FnMut(usize, usize),
+        mut fill: impl FnMut(Fill),
     ) -> usize {
         let before = into.len();
         while into.len() < into.capacity() {
@@ -268,9 +318,14 @@ impl LaneQueue {
             let request = slot.request;
             if slot.landing != NONE {
                 let from = self.landing_at(slot.landing);
-                copy(from, request.frame.0 as usize * PAGE_BYTES);
+                let to = request.frame.0 as usize * PAGE_BYTES;
+                fill(Fill::Copy { from, to });
                 self.landings[slot.landing as usize] = NONE;
                 self.free_landings.push(slot.landing);
+            }
+            for page in (0..request.run).filter(|page| slot.zeros >> page & 1 == 1) {
+                let at = (request.frame.0 as usize + usize::from(page)) * PAGE_BYTES;
+                fill(Fill::Zero { at });
             }
             into.push(PageDone {
                 tag: request.tag,

@@ -29,7 +29,7 @@ fn homes(copies: usize) -> Arc<Homes> {
     let extents = PAGES / EXTENT_PAGES;
     let locations = (0..extents).map(|extent| {
         let nodes = (0..copies).map(|copy| (extent as usize + copy) % NODES);
-        nodes.map(|node| replica(extent, node)).collect()
+        Some(nodes.map(|node| replica(extent, node)).collect())
     });
     let bytes = ByteCount::new(u64::from(EXTENT_PAGES) * PAGE_BYTES as u64);
     Arc::new(Homes::new(bytes, copies + 1, locations))
@@ -75,7 +75,7 @@ fn chain(queue: &mut LaneQueue, node: u16, room: usize) -> Vec<WorkRequest> {
 
 fn done(queue: &mut LaneQueue) -> Vec<(u64, Result<(), PageError>)> {
     let mut done = Vec::with_capacity(64);
-    queue.take_done(&mut done, |_, _| {});
+    queue.take_done(&mut done, |_| {});
     done.into_iter()
         .map(|done| (done.tag, done.result))
         .collect()
@@ -380,7 +380,7 @@ proptest! {
         let mut wire: Vec<Vec<WorkId>> = vec![Vec::new(); NODES];
         let take = |queue: &mut LaneQueue, open: &mut std::collections::BTreeSet<u64>, most| {
             let mut into = Vec::with_capacity(most);
-            queue.take_done(&mut into, |_, _| {});
+            queue.take_done(&mut into, |_| {});
             for answer in into {
                 assert!(open.remove(&answer.tag), "answered twice, or never asked");
             }
@@ -500,7 +500,7 @@ fn a_read_goes_on_to_another_replica_when_its_queue_pair_breaks() {
     assert_eq!(again.len(), 1);
     assert!(!queue.completed(other, again[0].id, Ok(()), 0));
     let mut into = Vec::with_capacity(1);
-    queue.take_done(&mut into, |_, _| {});
+    queue.take_done(&mut into, |_| {});
     assert_eq!((into[0].result, into[0].node), (Ok(()), Some(other)));
     assert_eq!(queue.take_moved().failovers, 1);
     // The next one does not try the broken one first.
@@ -523,7 +523,10 @@ fn a_slow_read_is_asked_for_twice_and_the_loser_touches_no_frame_of_the_owner() 
     assert!(!queue.completed(other, second[0].id, Ok(()), look_us));
     let mut into = Vec::with_capacity(1);
     let mut copied = Vec::new();
-    queue.take_done(&mut into, |from, to| copied.push((from as u64, to)));
+    queue.take_done(&mut into, |fill| match fill {
+        Fill::Copy { from, to } => copied.push((from as u64, to)),
+        Fill::Zero { .. } => panic!("its extent is placed"),
+    });
     assert_eq!(into[0].node, Some(other));
     assert_eq!(copied.len(), 1);
     assert!(copied[0].0 >= frames_end && copied[0].1 == 0);
@@ -651,4 +654,69 @@ fn a_replica_that_is_being_copied_is_written_and_followed_and_not_read() {
         .expect("room");
     assert_eq!(chain(&mut queue, 2, 16).len(), 0);
     assert_eq!(done(&mut queue), [(1, Ok(())), (2, Ok(()))]);
+}
+
+/// As [`homes`], and only these extents are placed.
+fn thin(copies: usize, placed: &[u32]) -> Homes {
+    let all = homes(copies);
+    let extents = (0..PAGES / EXTENT_PAGES).map(|extent| {
+        let replicas = || all.of(ExtentIndex::new(extent)).collect();
+        placed.contains(&extent).then(replicas)
+    });
+    let bytes = ByteCount::new(u64::from(EXTENT_PAGES) * PAGE_BYTES as u64);
+    Homes::new(bytes, copies + 1, extents)
+}
+
+#[test]
+fn what_is_not_placed_is_read_as_zeros_and_its_writes_wait_for_a_place() {
+    let mut queue = queue(2);
+    queue.adopt(Arc::new(thin(2, &[0])));
+    // Two pages of the first extent, three of the second.
+    let run = |tag, direction| request(tag, direction, 8, 5);
+    queue.queue(run(1, Direction::Read)).expect("room");
+    assert_eq!(done(&mut queue), [], "the first extent is asked for");
+    let (near, far) = (chain(&mut queue, 0, 16), chain(&mut queue, 1, 16));
+    let (node, part) = match (near.first(), far.first()) {
+        (Some(part), None) => (0, part),
+        (None, Some(part)) => (1, part),
+        other => panic!("one replica is read: {other:?}"),
+    };
+    assert_eq!(part.local().len(), 2 * PAGE_BYTES);
+    assert!(!queue.completed(node, part.id, Ok(()), 0));
+    let (mut into, mut zeros) = (Vec::with_capacity(1), Vec::new());
+    queue.take_done(&mut into, |fill| zeros.push(fill));
+    let zero = |page: usize| Fill::Zero {
+        at: page * PAGE_BYTES,
+    };
+    assert_eq!(zeros, [zero(2), zero(3), zero(4)]);
+    assert_eq!(into[0].result, Ok(()));
+
+    queue.queue(run(2, Direction::Write)).expect("room");
+    assert_eq!(queue.held(), 1);
+    for node in 0..2 {
+        let first = chain(&mut queue, node, 16);
+        assert!(!queue.completed(node, first[0].id, Ok(()), 0));
+    }
+    assert_eq!(done(&mut queue), [], "a part of it has no place");
+    let placed = thin(2, &[0]).next(
+        [(ExtentIndex::new(1), vec![replica(1, 1), replica(1, 2)])].into_iter(),
+        Vec::new(),
+    );
+    queue.adopt(Arc::new(placed));
+    assert_eq!(queue.held(), 0);
+    for node in 1..3 {
+        let second = chain(&mut queue, node, 16);
+        assert_eq!(second[0].local().len(), 3 * PAGE_BYTES);
+        assert!(!queue.completed(node, second[0].id, Ok(()), 0));
+    }
+    assert_eq!(done(&mut queue), [(2, Ok(()))]);
+
+    // An owner that is fenced waits for nothing.
+    queue
+        .queue(request(3, Direction::Write, 60, 1))
+        .expect("room");
+    assert_eq!(done(&mut queue), []);
+    queue.fence();
+    assert_eq!(done(&mut queue), [(3, Err(PageError::Fenced))]);
+    assert_eq!(queue.free_slots(), REQUESTS as usize);
 }

@@ -176,7 +176,7 @@ impl Evictor {
 
     /// Frees the pages and the credits of a batch.
     pub(super) fn drain(&mut self, at: usize) {
-        let Working { batch, block } = &mut self.batches[at];
+        let Working { batch, block, .. } = &mut self.batches[at];
         if let Some(block) = block.take() {
             self.blocks.push(block);
         }

@@ -52,6 +52,11 @@ impl FaultWorker {
                 self.lose(operation.page, Some(node));
                 self.release(id);
             }
+            // No answer to a read.
+            Err(PageError::Unplaced) => {
+                self.lose(operation.page, None);
+                self.release(id);
+            }
         }
     }
 

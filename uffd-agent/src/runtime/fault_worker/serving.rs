@@ -32,7 +32,11 @@ impl FaultWorker {
         // A stale word is looked at again; each round the target or an evictor has changed it.
         for _ in 0..4 {
             match self.shared.pages.fault(fault.page) {
-                FaultStep::Zero => return self.begin(fault, Kind::Asked, NO_FRAME),
+                FaultStep::Zero => {
+                    // It is new: what is written to it has to go somewhere before long.
+                    self.shared.remote.expect(fault.page);
+                    return self.begin(fault, Kind::Asked, NO_FRAME);
+                }
                 FaultStep::Read => {
                     return self.begin_read(fault);
                 }
