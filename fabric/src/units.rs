@@ -15,10 +15,16 @@ pub const PAGE_SHIFT: u32 = 12;
 /// Bytes in an extent where a region's policy says nothing else: 16 MiB.
 pub const DEFAULT_EXTENT_BYTES: u64 = 16 << 20;
 
+/// A number that is a type of its own: made by `new`, read by `get`, shown as the format says. Whoever uses it
+/// depends on `serde`.
+#[macro_export]
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $inner:ty, $format:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default,
+            ::serde::Serialize, ::serde::Deserialize,
+        )]
         #[serde(transparent)]
         #[repr(transparent)]
         pub struct $name($inner);
@@ -36,8 +42,8 @@ macro_rules! number {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 write!(f, $format, self.0)
             }
         }

@@ -1,42 +1,13 @@
 //! Who and where, inside a cluster: numbers of nodes, owners and orders, and how far apart things are.
 
-use std::fmt;
-
+use mycoram_fabric::number;
 use mycoram_fabric::placement::{FailureDomain, Shared};
 use serde::{Deserialize, Serialize};
 
-macro_rules! identity {
-    ($(#[$doc:meta])* $name:ident, $inner:ty, $format:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name($inner);
-
-        impl $name {
-            /// Wraps the raw number.
-            #[must_use]
-            pub const fn new(raw: $inner) -> Self {
-                Self(raw)
-            }
-            /// The raw number.
-            #[must_use]
-            pub const fn get(self) -> $inner {
-                self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, $format, self.0)
-            }
-        }
-    };
-}
-
-identity!(/** A memory node's number in its cluster. It stays through restarts, until the node is removed. */ NodeId, u16, "node {}");
-identity!(/** One life of an owner's process: drawn at its start. */ OwnerId, u64, "owner {:016x}");
-identity!(/** One attempt to make a replica. What is said of another attempt does not count. */ OrderId, u64, "order {}");
-identity!(/** Identity of a reservation; random. */ ReservationId, u64, "reservation {:016x}");
+number!(/** A memory node's number in its cluster. It stays through restarts, until the node is removed. */ NodeId, u16, "node {}");
+number!(/** One life of an owner's process: drawn at its start. */ OwnerId, u64, "owner {:016x}");
+number!(/** One attempt to make a replica. What is said of another attempt does not count. */ OrderId, u64, "order {}");
+number!(/** Identity of a reservation; random. */ ReservationId, u64, "reservation {:016x}");
 
 /// How far apart two nodes are: the widest thing that they do not share.
 #[derive(
