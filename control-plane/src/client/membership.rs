@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 
 use mycoram_fabric::node::{NodeEnded, NodeHandle};
 use mycoram_fabric::placement::FailureDomain;
+use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, Incarnation};
 
 use super::call::ControlClient;
 use super::error::ClientError;
+use super::load::LoadMeter;
 use crate::cluster::{NodeAddress, NodeOrder};
 use crate::proto;
 use crate::proto::refusal::Kind;
@@ -92,6 +94,12 @@ impl Membership {
             request,
             node,
             registered,
+            load: LoadMeter::new(
+                member
+                    .addresses
+                    .first()
+                    .map_or(TransportKind::Tcp, |address| address.transport),
+            ),
         };
         let thread = std::thread::Builder::new()
             .name("myco-member".to_owned())
@@ -145,6 +153,7 @@ struct Heart {
     request: proto::RegisterNodeRequest,
     node: NodeHandle,
     registered: proto::RegisterNodeReply,
+    load: LoadMeter,
 }
 
 impl Heart {
@@ -157,7 +166,7 @@ impl Heart {
         let reply = self.client.heartbeat(proto::HeartbeatRequest {
             node: self.registered.node,
             incarnation: self.request.incarnation,
-            load_percent: 0,
+            load_percent: self.load.percent(),
         });
         let orders = match reply {
             Ok(reply) => reply.orders,

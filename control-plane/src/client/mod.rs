@@ -14,6 +14,7 @@ mod authority;
 mod call;
 mod error;
 mod lease;
+mod load;
 mod membership;
 mod regions;
 mod url;

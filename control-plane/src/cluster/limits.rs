@@ -76,7 +76,7 @@ pub struct Limits {
     pub forgive_ms: u64,
     /// See [`Ceilings`].
     pub ceilings: Ceilings,
-    /// A node that says it is busier than this gets nothing new, percent. Default 90.
+    /// A node that says it is busier than this gets nothing new while another one could have it, percent. Default 90.
     pub load_percent: u8,
     /// Replicas of one region being made at once. Default 16.
     pub copies_per_region: u32,

@@ -3,8 +3,9 @@
 //! ```text
 //!   nodes that are up, within the region's locality
 //!     - those that do not differ enough from the extent's other replicas
-//!     - those without room under the ceiling, or too busy
+//!     - those without room under the ceiling
 //!     = may have it
+//!   of these, first those that are not too busy,
 //!   of these, first those that differ as widely as the locality likes,
 //!   of these, first those that have no more than their share: the highest draw wins
 //!   (when all have their share: the emptiest wins)
@@ -87,7 +88,7 @@ const FULLEST: f64 = 0.99;
 pub(super) enum NoPlace {
     /// No node that is up differs enough from the other replicas.
     NoDomain,
-    /// Those that do are full, or too busy.
+    /// Those that do are full.
     Full,
 }
 
@@ -163,6 +164,7 @@ impl Board {
                 continue;
             }
             let rank = Rank {
+                idle: !site.busy,
                 spread: apart.min(ask.locality.spread),
                 within_share: self.within_share(site, ask.bytes),
                 draw: 0.0,
@@ -293,6 +295,7 @@ impl Board {
         };
         used > share
             && left >= after
+            && !taker.busy
             && taker.has_room(ask)
             && (taker.used + ask.bytes) as f64 <= self.share(taker)
             && self.is_apart(to, others, ask.locality.apart)
@@ -328,23 +331,25 @@ impl Site {
         self.used as f64 / self.capacity as f64
     }
 
-    /// Whether an extent fits under the ceiling, and it is not too busy.
+    /// Whether an extent fits under the ceiling.
     pub(super) fn has_room(&self, ask: &Ask<'_>) -> bool {
         let ceiling = u128::from(self.capacity) * u128::from(ask.ceiling_percent) / 100;
-        !self.busy && u128::from(self.used) + u128::from(ask.bytes) <= ceiling
+        u128::from(self.used) + u128::from(ask.bytes) <= ceiling
     }
 }
 
 /// What decides between two sites.
 struct Rank {
+    /// With load to spare. When all are busy, it is better to wait for bytes than for a place.
+    idle: bool,
     spread: Level,
     within_share: bool,
     draw: f64,
 }
 
 impl Rank {
-    fn class(&self) -> (Level, bool) {
-        (self.spread, self.within_share)
+    fn class(&self) -> (bool, Level, bool) {
+        (self.idle, self.spread, self.within_share)
     }
 
     fn beats(&self, other: &Self) -> bool {

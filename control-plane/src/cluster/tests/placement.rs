@@ -150,17 +150,27 @@ fn an_extent_is_placed_once_and_never_outside_its_region() {
 }
 
 #[test]
-fn a_busy_node_gets_nothing_new() {
+fn a_busy_node_gets_nothing_new_while_another_one_could_have_it() {
     let mut rig = Rig::with_nodes(4, 100);
-    let (node, incarnation) = rig.alive[0];
-    rig.must(&Heartbeat {
-        node,
-        incarnation,
-        load_percent: 95,
-    });
-    let owned = rig.owned(1, 40, 1);
+    let (node, _) = rig.alive[0];
+    let busy = |rig: &mut Rig, (node, incarnation)| {
+        rig.must(&Heartbeat {
+            node,
+            incarnation,
+            load_percent: 95,
+        });
+    };
+    let first = rig.alive[0];
+    busy(&mut rig, first);
+    let owned = rig.owned(1, 80, 1);
     rig.place(owned, 0..40);
     assert_eq!(rig.cluster.placed_on(node), 0);
+    // With all of them busy it is as if none were: a write would wait for ever else.
+    for other in rig.alive.clone() {
+        busy(&mut rig, other);
+    }
+    rig.place(owned, 40..80);
+    assert!(rig.cluster.placed_on(node) > 0);
 }
 
 #[test]
