@@ -93,6 +93,7 @@ struct Region<'a> {
     extent_bytes: ByteCount,
     replicas: u32,
     min_live: u32,
+    copy_percent: u32,
     class: &'static str,
     lease: &'static str,
     epoch: u64,
@@ -120,6 +121,7 @@ impl<'a> Region<'a> {
             extent_bytes: ByteCount::new(region.extent_bytes),
             replicas: region.replicas,
             min_live: region.min_live,
+            copy_percent: region.copy_percent,
             class: match region.class() {
                 proto::PriorityClass::Low => "low",
                 proto::PriorityClass::High => "high",
@@ -235,6 +237,7 @@ fn delete(args: &DeleteArgs, client: &ControlClient, output: &Output) -> Outcome
     let request = proto::DeleteRegionRequest {
         region: args.named.name.clone(),
         force: args.force,
+        epoch: 0,
     };
     let reply = client.delete_region(request).map_err(client_failure)?;
     let deleted = Deleted {

@@ -49,6 +49,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     min_live: u8,
 
+    /// The share of the bandwidth that copies of its replicas may take, percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=100))]
+    copy_percent: u8,
+
     /// Place it in zones of this name only
     #[arg(long, value_name = "NAME")]
     zone: Option<String>,
@@ -113,7 +117,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
         extent_bytes: args.extent.get(),
         replicas: args.replicas.into(),
         min_live: args.min_live.into(),
-        copy_percent: 0,
+        copy_percent: args.copy_percent.into(),
         class: proto::PriorityClass::from(args.class).into(),
         reservation: args.reservation.unwrap_or(0),
         locality: Some(proto::Locality {

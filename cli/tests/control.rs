@@ -393,6 +393,8 @@ fn every_figure_moves() {
         "2",
     ]);
     assert_eq!(figure("mycoram_regions"), 1.0);
+    assert_eq!(figure("mycoram_extents"), 4.0);
+    assert_eq!(figure("mycoram_extents_placed"), 0.0);
     let lease = acquire(&cluster, "r", 1, false);
     let entry = lease.entry().clone();
     lease
@@ -400,6 +402,7 @@ fn every_figure_moves() {
         .place(&entry, &extents(4), &[])
         .expect("room");
     assert_eq!(figure("mycoram_replicas{state=\"live\"}"), 8.0);
+    assert_eq!(figure("mycoram_extents_placed"), 4.0);
     let placed = figure(&format!("mycoram_pool_placed_bytes{of_n1}"));
     assert_eq!(placed, f64::from(4 << 20));
     assert_eq!(available(), before - placed);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use mycoram_fabric::placement::{self, FailureDomain};
 use mycoram_fabric::transport::TransportKind;
-use mycoram_fabric::units::{Epoch, ExtentIndex, RegionId, TenantId};
+use mycoram_fabric::units::{Epoch, ExtentIndex, Incarnation, RegionId, TenantId};
 
 use crate::cluster::{
     Homes, Lease, Level, Locality, NodeAddress, NodeId, NodeOrder, NodeRecord, NodeState,
@@ -176,6 +176,7 @@ pub(crate) fn homes(extent: ExtentIndex, homes: &Homes) -> proto::ExtentHomes {
 pub(crate) fn entry(
     node: NodeId,
     entry: &placement::NodeEntry,
+    incarnation: Incarnation,
 ) -> Result<proto::NodeEntry, BadField> {
     Ok(proto::NodeEntry {
         node: node.get().into(),
@@ -185,6 +186,7 @@ pub(crate) fn entry(
             control: entry.control.to_string(),
         }),
         domain: Some((&entry.domain).into()),
+        incarnation: incarnation.get(),
     })
 }
 

@@ -8,6 +8,7 @@
 //!     what is to be moved?      ------>   orders        copy this extent there, drop that replica
 //!     it was moved              ------>   copied, dropped
 //!     may I open a session?     ------>   grant
+//!     what did the one before me leave?   homes
 //! ```
 //!
 //! Calls block, and may take seconds: they are made by threads that no page waits for. An authority that is
@@ -18,8 +19,10 @@
 use std::sync::Arc;
 
 use crate::placement::{NodeEntry, Placement, PlacementError, RegionEntry, choose_apart};
-use crate::units::{Epoch, ExtentIndex};
+use crate::session::{Dial, Identity, Session, SessionError};
+use crate::units::{Epoch, ExtentIndex, Incarnation};
 use crate::wire::grant::{GrantError, SignedGrant};
+use crate::wire::{GrantField, Refusal};
 
 /// Where extents may live: an answer of [`RegionAuthority::place`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +33,26 @@ pub struct Places {
     /// and at most as many as the region has replicas. Fewer: there are not so many failure domains now, and
     /// the authority orders the rest when there are.
     pub homes: Vec<Vec<u16>>,
+}
+
+/// Where a region's extents are, as an authority knows it: an answer of [`RegionAuthority::homes`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownHomes {
+    /// The nodes that are named, each with the life of its process that holds something.
+    pub nodes: Vec<(NodeEntry, Incarnation)>,
+    /// The extents that are placed, in order. Of the others no page was ever written.
+    pub extents: Vec<KnownExtent>,
+}
+
+/// An extent that is placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownExtent {
+    /// Which.
+    pub extent: ExtentIndex,
+    /// Its replicas: indexes into [`KnownHomes::nodes`], and whether it has all writes that were done.
+    pub replicas: Vec<(u16, bool)>,
+    /// Once all its replicas were lost.
+    pub lost: bool,
 }
 
 /// A replica that does not count any more.
@@ -153,15 +176,73 @@ pub trait RegionAuthority: Send + Sync {
     /// The signed grant with which a session is opened on `node`, in the bytes that it is sent in. `None`:
     /// the nodes ask for none.
     fn grant(&self, node: &str) -> Result<Option<Vec<u8>>, AuthorityError>;
+
+    /// The node has said that a grant of [`Self::grant`] was for a former life of its process: one that was kept
+    /// is worth nothing.
+    fn forget_grant(&self, node: &str) {
+        let _ = node;
+    }
+
+    /// Where the region's extents are, for an owner that has nothing of the former one's. `None`: that is known
+    /// to the owners alone.
+    fn homes(&self) -> Result<Option<KnownHomes>, AuthorityError> {
+        Ok(None)
+    }
 }
 
-/// The grant for `node`, ready to be sent.
-pub(crate) fn grant_for(
-    authority: &dyn RegionAuthority,
-    node: &str,
-) -> Result<Option<SignedGrant>, AuthorityError> {
-    let grant = authority.grant(node)?;
-    Ok(grant.map(SignedGrant::from_bytes).transpose()?)
+/// Why a session was not opened.
+pub(crate) enum OpenError {
+    /// There is no grant.
+    Grant(AuthorityError),
+    /// The node.
+    Session(SessionError),
+}
+
+impl From<SessionError> for OpenError {
+    fn from(error: SessionError) -> Self {
+        Self::Session(error)
+    }
+}
+
+/// Opens the region on a node, by a grant of the authority. One that is for a former life of the node's process is
+/// asked for anew, once.
+pub(crate) fn open_session(
+    authority: Option<&dyn RegionAuthority>,
+    dial: &dyn Dial,
+    node: &NodeEntry,
+    identity: Identity,
+    create: bool,
+) -> Result<Session, OpenError> {
+    let mut opened = open_once(authority, dial, node, identity, create);
+    if let (Err(OpenError::Session(error)), Some(authority)) = (&opened, authority)
+        && is_for_former_life(error)
+    {
+        authority.forget_grant(&node.name);
+        opened = open_once(Some(authority), dial, node, identity, create);
+    }
+    opened
+}
+
+/// Whether a node says that a grant was given for a process that it is not.
+pub(crate) fn is_for_former_life(error: &SessionError) -> bool {
+    let what = GrantField::Incarnation;
+    error.refusal() == Some(Refusal::GrantForOther { what })
+}
+
+fn open_once(
+    authority: Option<&dyn RegionAuthority>,
+    dial: &dyn Dial,
+    node: &NodeEntry,
+    identity: Identity,
+    create: bool,
+) -> Result<Session, OpenError> {
+    // First, so that nobody is dialed in vain.
+    let grant = authority.map(|authority| authority.grant(&node.name));
+    let grant = grant.transpose().map_err(OpenError::Grant)?.flatten();
+    let grant = grant.map(SignedGrant::from_bytes).transpose();
+    let grant = grant.map_err(|error| OpenError::Grant(error.into()))?;
+    let channel = dial.dial(node.control)?;
+    Ok(Session::open_granted(channel, identity, create, grant)?)
 }
 
 /// The authority of nodes that do not change: places by a [`Placement`] and gives no orders. What is durable

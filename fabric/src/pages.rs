@@ -178,7 +178,6 @@ pub enum PageError {
 
 /// Bytes and operations that a region's lanes have moved, since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct RemoteStats {
     /// Bytes read from memory nodes.
     pub bytes_read: u64,
@@ -222,14 +221,19 @@ pub struct RemoteStats {
     #[serde(default)]
     pub rebuild_failures: u64,
     /// Extents of the region.
+    #[serde(default)]
     pub extents: u64,
     /// Of these, extents that are on memory nodes, or were. The others cost nothing.
+    #[serde(default)]
     pub extents_placed: u64,
     /// Writes that wait now because their extents are not placed.
+    #[serde(default)]
     pub writes_unplaced: u64,
     /// Requests for places that found the control plane away.
+    #[serde(default)]
     pub places_away: u64,
     /// Requests for places that were refused for want of memory.
+    #[serde(default)]
     pub places_refused: u64,
 }
 
@@ -298,6 +302,13 @@ pub trait RemoteRegion: Send + Sync {
     fn is_placed(&self, page: PageIndex) -> bool {
         let _ = page;
         true
+    }
+
+    /// Whether a former owner may have written the page, of whom nothing is left: it is on memory nodes, and
+    /// nobody knows its checksum.
+    fn inherits(&self, page: PageIndex) -> bool {
+        let _ = page;
+        false
     }
 
     /// False: the memory nodes have no room for an extent that is needed. Writes to it wait, until there is.

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mycoram_fabric::authority::{
-    AuthorityError, Order, Places, RegionAuthority, Sighting, StaleMark,
+    AuthorityError, KnownExtent, KnownHomes, Order, Places, RegionAuthority, Sighting, StaleMark,
 };
 use mycoram_fabric::placement::{NodeEntry, RegionEntry};
-use mycoram_fabric::units::{Epoch, ExtentIndex, RegionId};
+use mycoram_fabric::units::{Epoch, ExtentIndex, Incarnation, RegionId};
 
 use super::call::ControlClient;
 use super::error::ClientError;
@@ -276,6 +276,56 @@ impl RegionAuthority for ControlAuthority {
                 Ok(Some(grant))
             }
             (Err(error), _) => Err(error.into()),
+        }
+    }
+
+    fn forget_grant(&self, node: &str) {
+        lock(&self.grants).remove(node);
+    }
+
+    fn homes(&self) -> Result<Option<KnownHomes>, AuthorityError> {
+        let mut known = KnownHomes::default();
+        let mut numbers: HashMap<u32, u16> = HashMap::new();
+        let mut first = 0;
+        loop {
+            let reply = self.client.get_directory(proto::GetDirectoryRequest {
+                owner: self.owner(),
+                first,
+            })?;
+            for node in reply.nodes {
+                if numbers.contains_key(&node.node) {
+                    continue;
+                }
+                let index = u16::try_from(known.nodes.len()).map_err(|_| self.unexpected())?;
+                numbers.insert(node.node, index);
+                let life = Incarnation::new(node.incarnation);
+                let entry = NodeEntry::try_from(node).map_err(|_| self.unexpected())?;
+                known.nodes.push((entry, life));
+            }
+            let Some(last) = reply.homes.last().map(|homes| homes.extent) else {
+                return Ok(Some(known));
+            };
+            for homes in reply.homes {
+                // In order, or this would not end.
+                if homes.extent < first {
+                    return Err(self.unexpected());
+                }
+                let mut replicas = Vec::with_capacity(homes.replicas.len());
+                for replica in &homes.replicas {
+                    let node = numbers.get(&replica.node);
+                    let node = *node.ok_or_else(|| self.unexpected())?;
+                    replicas.push((node, replica.state() == proto::ReplicaState::Live));
+                }
+                known.extents.push(KnownExtent {
+                    extent: ExtentIndex::new(homes.extent),
+                    replicas,
+                    lost: homes.lost,
+                });
+            }
+            let Some(next) = last.checked_add(1) else {
+                return Ok(Some(known));
+            };
+            first = next;
         }
     }
 }

@@ -63,6 +63,7 @@ pub struct RegionLease {
     name: String,
     entry: RegionEntry,
     token: Token,
+    copy_percent: u8,
     authority: Arc<ControlAuthority>,
     stop: Option<SyncSender<()>>,
     renewer: Option<JoinHandle<()>>,
@@ -117,6 +118,7 @@ impl RegionLease {
             extent_bytes: ByteCount::new(region.extent_bytes),
             replicas: u8::try_from(region.replicas).map_err(|_| client.unexpected())?,
         };
+        let copy_percent = u8::try_from(region.copy_percent).map_err(|_| client.unexpected())?;
         let authority = ControlAuthority::new(Arc::clone(&client), entry.id, entry.epoch);
         let (stop, stopped) = sync_channel::<()>(1);
         let every = Duration::from_millis(reply.renew_ms.max(SHORTEST_RENEWAL_MS));
@@ -140,6 +142,7 @@ impl RegionLease {
             name: region.name,
             entry,
             token: Token(secret),
+            copy_percent,
             authority: Arc::new(authority),
             stop: Some(stop),
             renewer: Some(renewer),
@@ -158,18 +161,25 @@ impl RegionLease {
         self.token
     }
 
+    /// The share of the bandwidth that copies of its replicas may take, percent.
+    #[must_use]
+    pub fn copy_percent(&self) -> u8 {
+        self.copy_percent
+    }
+
     /// What `fabric` asks about the region.
     #[must_use]
     pub fn authority(&self) -> Arc<ControlAuthority> {
         Arc::clone(&self.authority)
     }
 
-    /// Deletes the region, which is not needed any more, and ends the lease.
+    /// Deletes the region, which is not needed any more, and ends the lease. Refused if it has a newer owner.
     pub fn delete(mut self) -> Result<(), ClientError> {
         self.end();
         self.client.delete_region(proto::DeleteRegionRequest {
             region: self.name.clone(),
             force: true,
+            epoch: self.entry.epoch.get(),
         })?;
         Ok(())
     }

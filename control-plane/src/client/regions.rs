@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   create   CreateRegion (or the one that is there) -> lease -> Remote::create by the lease's authority
+//!   adopt    (of a name, with `take-over`) lease, taken over -> Remote::adopt: nothing of the former owner is needed
 //!   reopen   lease, taken over: by then the former owner is fenced -> Remote::reopen at its epoch
 //!   release  the nodes' memory is given back -> DeleteRegion
 //! ```
@@ -22,6 +23,7 @@ use mycoram_fabric::pages::{
 };
 use mycoram_fabric::placement::NodeEntry;
 use mycoram_fabric::random;
+use mycoram_fabric::rebuild::Pace;
 use mycoram_fabric::remote::{Ahead, Remote, RemoteOptions, TransportError, Transports};
 use mycoram_fabric::session::TlsDial;
 use mycoram_fabric::units::{ByteCount, PageCount, PageIndex};
@@ -120,6 +122,7 @@ impl ControlRegions {
                 name: node.name,
                 address: node.addresses.into_iter().next(),
                 domain: node.domain,
+                incarnation: node.incarnation,
             })
         });
         let entries: Vec<NodeEntry> = entries.collect::<Result<_, _>>()?;
@@ -147,6 +150,9 @@ impl ControlRegions {
         let mut options = RemoteOptions::system()?;
         options.owner = owner;
         options.token = lease.token();
+        if let Some(rebuild) = &mut options.rebuild {
+            rebuild.pace = Pace::Share(lease.copy_percent());
+        }
         options.ahead = Some(self.url.ahead.map_or_else(Ahead::default, Ahead::up_to));
         if let Some(dial) = &self.dial {
             options.dial = Arc::new(dial.clone());
@@ -170,7 +176,8 @@ impl ControlRegions {
             extent_bytes: extent_bytes.get(),
             replicas: self.url.replicas.into(),
             min_live: self.url.min_live.into(),
-            copy_percent: 0,
+            // 0: the control plane's default.
+            copy_percent: self.url.copy_percent.unwrap_or(0).into(),
             class: proto::PriorityClass::from(self.url.class).into(),
             locality: Some(proto::Locality {
                 zone: self.url.zone.clone().unwrap_or_default(),
@@ -189,6 +196,36 @@ impl ControlRegions {
             }
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl ControlRegions {
+    /// Takes the region of the URL's name over, by what the control plane knows of it. Its former owner is fenced
+    /// by then.
+    fn adopt(&self, bytes: ByteCount) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
+        let name = self.url.region.clone().unwrap_or_default();
+        let owner = random::System::open()?.number();
+        let key = RegionKey::Name(name.clone());
+        let client = Arc::clone(&self.client);
+        let status = self.client.get_region(proto::GetRegionRequest {
+            region: name.clone(),
+        })?;
+        let region = status.region.unwrap_or_default();
+        if region.bytes != bytes.get() {
+            return Err(NamedRegionError::Size {
+                name,
+                bytes: ByteCount::new(region.bytes),
+                extent_bytes: ByteCount::new(region.extent_bytes),
+                asked: bytes,
+            }
+            .into());
+        }
+        let lease = RegionLease::acquire(client, &key, owner, true, FENCE_PATIENCE)?;
+        let authority: Arc<dyn RegionAuthority> = lease.authority();
+        let options = self.options(&lease, owner)?;
+        let remote = Remote::adopt(lease.entry(), authority, &self.transports, &options)?;
+        tracing::info!(region = %lease.entry().id, epoch = %lease.entry().epoch, "a region is taken over by what the control plane knows of it");
+        Ok(leased(remote, lease))
     }
 }
 
@@ -238,6 +275,9 @@ impl RemoteSource for ControlRegions {
         bytes: ByteCount,
         extent_bytes: ByteCount,
     ) -> Result<(Arc<dyn RemoteRegion>, Owner), SourceError> {
+        if self.url.take_over {
+            return self.adopt(bytes);
+        }
         let name = self.make(bytes, extent_bytes)?;
         let owner = random::System::open()?.number();
         let client = Arc::clone(&self.client);
@@ -305,6 +345,10 @@ impl RemoteRegion for Leased {
 
     fn is_placed(&self, page: PageIndex) -> bool {
         self.remote.is_placed(page)
+    }
+
+    fn inherits(&self, page: PageIndex) -> bool {
+        self.remote.inherits(page)
     }
 
     fn has_room(&self) -> bool {

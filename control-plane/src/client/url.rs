@@ -42,6 +42,12 @@ pub struct ControlUrl {
     /// How much of a region is placed ahead of need, `ahead=SIZE`. Default 256 MiB. More is taken from the pool,
     /// and outlives a longer absence of the control plane.
     pub ahead: Option<ByteCount>,
+    /// The share of the bandwidth that copies of a new region's replicas may take, percent, `copy-percent=N`.
+    /// Default 50.
+    pub copy_percent: Option<u8>,
+    /// The `region` is taken over as it is, from whoever has it, `take-over=yes`: its owner is fenced. What that one
+    /// had not written back is lost.
+    pub take_over: bool,
 }
 
 /// Why a text is no such URL.
@@ -52,7 +58,7 @@ pub enum ControlUrlError {
     Address(#[from] AddressError),
     /// An option without `=`, given before, or that there is not.
     #[error(
-        "\"{option}\" is no option here, or stands twice: there are tls, insecure, replicas, min-live, class, region, tenant, reservation, zone and ahead"
+        "\"{option}\" is no option here, or stands twice: there are tls, insecure, replicas, min-live, class, region, tenant, reservation, zone, ahead, copy-percent and take-over"
     )]
     Option {
         /// Its name.
@@ -66,6 +72,9 @@ pub enum ControlUrlError {
         /// What it is given.
         value: String,
     },
+    /// `take-over` without a `region`.
+    #[error("take-over=yes needs region=NAME: which one?")]
+    TakeOver,
     /// Neither or both of `tls` and `insecure`.
     #[error("say tls=DIR for the certificates, or insecure=yes for none")]
     Trust,
@@ -87,6 +96,8 @@ impl FromStr for ControlUrl {
             reservation: None,
             zone: None,
             ahead: None,
+            copy_percent: None,
+            take_over: false,
         };
         let mut insecure = false;
         let mut given: Vec<&str> = Vec::new();
@@ -125,7 +136,13 @@ impl FromStr for ControlUrl {
                 }
                 "zone" => url.zone = Some(value),
                 "ahead" => url.ahead = Some(value.parse().map_err(|_| wrong())?),
-                "insecure" => return Err(wrong()),
+                "copy-percent" => {
+                    let percent = value.parse().ok();
+                    let percent = percent.filter(|percent| (1..=100).contains(percent));
+                    url.copy_percent = Some(percent.ok_or_else(wrong)?);
+                }
+                "take-over" if value == "yes" => url.take_over = true,
+                "insecure" | "take-over" => return Err(wrong()),
                 _ => {
                     return Err(ControlUrlError::Option {
                         option: option.to_owned(),
@@ -135,6 +152,9 @@ impl FromStr for ControlUrl {
         }
         if insecure == url.tls.is_some() {
             return Err(ControlUrlError::Trust);
+        }
+        if url.take_over && url.region.is_none() {
+            return Err(ControlUrlError::TakeOver);
         }
         Ok(url)
     }
@@ -167,6 +187,12 @@ impl fmt::Display for ControlUrl {
         }
         if let Some(ahead) = self.ahead {
             write!(f, "&ahead={}", ahead.get())?;
+        }
+        if let Some(percent) = self.copy_percent {
+            write!(f, "&copy-percent={percent}")?;
+        }
+        if self.take_over {
+            f.write_str("&take-over=yes")?;
         }
         Ok(())
     }
@@ -207,7 +233,7 @@ mod tests {
     fn urls_are_read_as_they_are_written() {
         for text in [
             "control://h:1?insecure=yes&replicas=1&min-live=1&class=normal",
-            "control://a:1,b:2?tls=/etc/my%20co&replicas=3&min-live=2&class=high&region=x%26y&tenant=7&reservation=00000000000000ab&zone=z&ahead=1048576",
+            "control://a:1,b:2?tls=/etc/my%20co&replicas=3&min-live=2&class=high&region=x%26y&tenant=7&reservation=00000000000000ab&zone=z&ahead=1048576&copy-percent=20&take-over=yes",
         ] {
             let url: ControlUrl = text.parse().expect("a URL");
             assert_eq!(url.to_string(), text);
@@ -219,6 +245,10 @@ mod tests {
         let read = |text: &str| text.parse::<ControlUrl>().expect_err("wrong");
         assert!(matches!(read("myco://h:1"), ControlUrlError::Address(_)));
         assert_eq!(read("control://h:1"), ControlUrlError::Trust);
+        assert_eq!(
+            read("control://h:1?insecure=yes&take-over=yes"),
+            ControlUrlError::TakeOver
+        );
         assert_eq!(
             read("control://h:1?tls=/d&insecure=yes"),
             ControlUrlError::Trust
@@ -238,6 +268,8 @@ mod tests {
             "tenant=-1",
             "zone=%0",
             "ahead=much",
+            "copy-percent=0",
+            "take-over=no",
         ] {
             let read = read(&format!("control://h:1?{query}"));
             assert!(matches!(read, ControlUrlError::Value { .. }), "{query}");

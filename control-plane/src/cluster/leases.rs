@@ -207,7 +207,7 @@ impl Command for GiveBack {
     }
 }
 
-fn check_epoch(requested: Epoch, current: Epoch) -> Result<(), LeaseRefusal> {
+pub(super) fn check_epoch(requested: Epoch, current: Epoch) -> Result<(), LeaseRefusal> {
     if requested < current {
         Err(LeaseRefusal::EpochTooLow { requested, current })
     } else if requested > current {

@@ -13,7 +13,7 @@ use mycoram_fabric::placement::{FailureDomain, MAX_REPLICAS};
 use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, TenantId};
 
 use super::identity::{Level, Locality, NodeId, PriorityClass, ReservationId};
-use super::leases::LeaseRefusal;
+use super::leases::{LeaseRefusal, check_epoch};
 use super::limits::{MAX_BATCH, MAX_EXTENTS, MAX_NAME_BYTES, MAX_REGIONS};
 use super::nodes::NodeState;
 use super::placement::{Ask, Board, NoPlace};
@@ -119,7 +119,7 @@ pub enum RegionRefusal {
     /// Memory is scarce.
     #[error(transparent)]
     Pressure(#[from] Pressure),
-    /// Each node that could have it is full or too busy. Nothing was placed.
+    /// Each node that could have it is full. Nothing was placed.
     #[error("no node has room for {extent} ({bytes}) under the ceiling of {ceiling_percent}%")]
     Full {
         /// Which extent.
@@ -287,6 +287,8 @@ pub struct DeleteRegion {
     pub region: RegionId,
     /// Also under an owner.
     pub force: bool,
+    /// The owner itself asks, at this epoch: one that has a successor deletes nothing of it.
+    pub by: Option<Epoch>,
 }
 
 impl Command for DeleteRegion {
@@ -301,6 +303,9 @@ impl Command for DeleteRegion {
             .clone();
         if let RegionStage::Deleting { unreleased } = &region.stage {
             return Ok(unreleased.len());
+        }
+        if let Some(epoch) = self.by {
+            check_epoch(epoch, region.lease.epoch())?;
         }
         if region.lease.owner().is_some() && !self.force {
             return Err(RegionRefusal::InUse {

@@ -152,6 +152,14 @@ fn add_regions(page: &mut Page, regions: &[RegionStatus]) {
         regions.iter().map(|region| u64::from(figure(region))).sum()
     };
     page.gauge("regions", "Regions", None, regions.len() as u64);
+    let extents: u64 = regions.iter().map(|r| u64::from(r.region.extents())).sum();
+    page.gauge("extents", "Extents of all regions", None, extents);
+    page.gauge(
+        "extents_placed",
+        "Of these, extents that are on memory nodes, or were",
+        None,
+        sum(|region| region.placed_extents),
+    );
     let replicas = [
         ("live", sum(|region| region.live)),
         ("copying", sum(|region| region.copying)),

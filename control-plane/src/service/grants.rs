@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use mycoram_fabric::units::Incarnation;
 use mycoram_fabric::wire::control::Token;
 use mycoram_fabric::wire::grant::{GrantError, GrantTerms, SigningKey, TokenDigest};
 
@@ -11,11 +12,12 @@ use crate::cluster::RegionRecord;
 /// difference between clocks; the epoch, not this, keeps a former owner out.
 const GRANT_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// The grant for the region's present owner on `node`, and its end in ms since 1970.
+/// The grant for the region's present owner on this life of `node`, and its end in ms since 1970.
 pub(super) fn sign(
     key: &SigningKey,
     region: &RegionRecord,
     node: &str,
+    incarnation: Option<Incarnation>,
 ) -> Result<(Vec<u8>, u64), GrantError> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let until = since.unwrap_or_default().saturating_add(GRANT_LIFE);
@@ -28,6 +30,7 @@ pub(super) fn sign(
         not_after_ms,
         token: TokenDigest::of(&Token(region.secret)),
         node: Some(node.to_owned()),
+        incarnation,
     })?;
     Ok((grant.as_bytes().to_vec(), not_after_ms))
 }

@@ -78,7 +78,10 @@ fn entries(cluster: &Cluster, homes: &[(ExtentIndex, Homes)]) -> Vec<(NodeId, pr
     let named: BTreeSet<NodeId> = replicas.map(|replica| replica.node).collect();
     named
         .into_iter()
-        .filter_map(|id| Some((id, words::entry(id, &cluster.node(id)?.entry()).ok()?)))
+        .filter_map(|id| {
+            let node = cluster.node(id)?;
+            Some((id, words::entry(id, &node.entry(), node.incarnation).ok()?))
+        })
         .collect()
 }
 
@@ -342,7 +345,7 @@ impl ControlPlane for Service {
             };
             Ok(proto::Order {
                 extent: extent.get(),
-                node: Some(words::entry(*node, entry)?),
+                node: Some(words::entry(*node, entry, Incarnation::default())?),
                 kind: Some(kind),
             })
         };
@@ -413,15 +416,19 @@ impl ControlPlane for Service {
         self.guard.check(&request, OWNERS)?;
         let asks = request.into_inner();
         let (region, epoch) = owner(asks.owner)?;
-        self.node_named(asks.node.clone()).await?;
-        let look = self
-            .keeper
-            .look(move |cluster| cluster.owned(region, epoch).cloned());
-        let record = look.await??;
+        let node = self.node_named(asks.node.clone()).await?;
+        let look = self.keeper.look(move |cluster| {
+            let life = cluster.node(node).map(|node| node.incarnation);
+            cluster
+                .owned(region, epoch)
+                .cloned()
+                .map(|region| (region, life))
+        });
+        let (record, life) = look.await??;
         let Some(key) = &self.signing else {
             return said(proto::GetGrantReply::default());
         };
-        let (grant, not_after_ms) = grants::sign(key, &record, &asks.node)
+        let (grant, not_after_ms) = grants::sign(key, &record, &asks.node, life)
             .map_err(|error| Status::internal(error.to_string()))?;
         said(proto::GetGrantReply {
             grant,
@@ -622,6 +629,7 @@ impl ControlPlane for Service {
         let delete = DeleteRegion {
             region: self.region_named(asks.region).await?,
             force: asks.force,
+            by: (asks.epoch != 0).then(|| Epoch::new(asks.epoch)),
         };
         let left = self.keeper.apply(delete).await??;
         let unreleased = u32::try_from(left).unwrap_or(u32::MAX);

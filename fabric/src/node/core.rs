@@ -111,7 +111,7 @@ impl NodeCore {
             Request::Status => Ok(Response::StatusReport(self.status(now_ms))),
             Request::Open(open) => {
                 if let Some((check, clock)) = &mut self.gate {
-                    check.check(clock(), epoch, &open)?;
+                    check.check(clock(), self.incarnation, epoch, &open)?;
                 }
                 let admission = self.ledger.open(session, epoch, &open)?;
                 if admission.fence {

@@ -1,14 +1,14 @@
 //! Whether an owner that comes may come: its grant, checked offline. Pure; the time is told.
 //!
 //! ```text
-//!   Open{grant} -> signed by this cluster? -> for exactly this tenant, region, epoch, node, owner?
+//!   Open{grant} -> signed by this cluster? -> for exactly this tenant, region, epoch, node and life, owner?
 //!               -> not over? -> the ledger (which knows the epochs that were here before)
 //! ```
 //!
 //! A session that is open stays open when its grant's time is over: what ends a session is a higher
 //! epoch. Tickets are given to open sessions only, so data connections need no check of their own.
 
-use crate::units::Epoch;
+use crate::units::{Epoch, Incarnation};
 use crate::wire::control::Open;
 use crate::wire::grant::{ClusterKey, TokenDigest};
 use crate::wire::{GrantField, Refusal};
@@ -23,8 +23,14 @@ pub struct GrantCheck {
 }
 
 impl GrantCheck {
-    /// Whether `open` at `epoch` may go on. `now_ms`: ms since 1970 (UTC), by the node's clock.
-    pub(super) fn check(&self, now_ms: u64, epoch: Epoch, open: &Open) -> Result<(), Refusal> {
+    /// Whether `open` at `epoch` may go on. `now_ms`: ms since 1970 (UTC), by the node's clock; `life`: its own.
+    pub(super) fn check(
+        &self,
+        now_ms: u64,
+        life: Incarnation,
+        epoch: Epoch,
+        open: &Open,
+    ) -> Result<(), Refusal> {
         let grant = open.grant.as_ref().ok_or(Refusal::GrantMissing {})?;
         let terms = self
             .key
@@ -37,6 +43,11 @@ impl GrantCheck {
             (terms.region == open.region, GrantField::Region),
             (terms.epoch == epoch, GrantField::Epoch),
             (for_this_node, GrantField::Node),
+            // Started again, the node has other memory than the one that was spoken of.
+            (
+                terms.incarnation.is_none_or(|of| of == life),
+                GrantField::Incarnation,
+            ),
             (
                 terms.token == TokenDigest::of(&open.token),
                 GrantField::Owner,
@@ -64,6 +75,7 @@ mod tests {
     use crate::wire::grant::{ClusterId, GrantTerms, SigningKey};
 
     const NOW_MS: u64 = 1_800_000_000_000;
+    const LIFE: Incarnation = Incarnation::new(11);
     const TOKEN: Token = Token([3; 16]);
 
     fn terms() -> GrantTerms {
@@ -75,6 +87,7 @@ mod tests {
             not_after_ms: NOW_MS + 1,
             token: TokenDigest::of(&TOKEN),
             node: Some("n1".to_owned()),
+            incarnation: Some(LIFE),
         }
     }
 
@@ -96,12 +109,13 @@ mod tests {
                 create: true,
                 grant,
             };
-            check.check(NOW_MS, Epoch::new(5), &open)
+            check.check(NOW_MS, LIFE, Epoch::new(5), &open)
         };
         let other = |what| Err(Refusal::GrantForOther { what });
         assert_eq!(try_open(&signing, &terms()), Ok(()));
         let any_node = GrantTerms {
             node: None,
+            incarnation: None,
             ..terms()
         };
         assert_eq!(try_open(&signing, &any_node), Ok(()));
@@ -141,6 +155,13 @@ mod tests {
                     ..terms()
                 },
                 GrantField::Node,
+            ),
+            (
+                GrantTerms {
+                    incarnation: Some(Incarnation::new(12)),
+                    ..terms()
+                },
+                GrantField::Incarnation,
             ),
             (
                 GrantTerms {

@@ -98,6 +98,8 @@ pub(super) struct Parts<'a> {
     pub(super) homes: Vec<Vec<Home>>,
     /// As in [`Directory::lost`].
     pub(super) lost: Vec<ExtentIndex>,
+    /// Nothing is left of the former owner.
+    pub(super) adopted: bool,
     pub(super) opened: Vec<OpenedNode>,
 }
 
@@ -144,7 +146,7 @@ pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
         is_placed(&extent).then(|| replicas.collect())
     });
     let width = usize::from(region.replicas) + SPARE_REPLICAS;
-    let located = Homes::new(region.extent_bytes, width, located);
+    let located = Arc::new(Homes::new(region.extent_bytes, width, located));
     let fenced = Arc::new(AtomicBool::new(false));
     let bell = options.watched.then(Bell::new).transpose()?.map(Arc::new);
     let losses = Arc::new(Losses::new(bell.clone()));
@@ -185,7 +187,7 @@ pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
         transports: parts.transports.clone(),
         authority: parts.authority,
         published: Published::new(Snapshot {
-            homes: Arc::new(located),
+            homes: Arc::clone(&located),
             links: links.into(),
             watches: handles,
         }),
@@ -205,6 +207,7 @@ pub(super) fn assemble(parts: Parts<'_>) -> std::io::Result<Arc<Remote>> {
         }),
         watches: Mutex::new(watches),
         keepers: Mutex::default(),
+        inherited: parts.adopted.then(|| Arc::clone(&located)),
         thin,
     });
     let work: [(_, _, Tend); 2] = [

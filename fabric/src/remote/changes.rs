@@ -29,10 +29,10 @@ use super::region::{Remote, Shared};
 use super::transports::TransportMissing;
 use super::waits::LanesHeard;
 use super::watch::Watch;
-use crate::authority::{AuthorityError, Sighting, StaleMark, grant_for};
+use crate::authority::{AuthorityError, OpenError, Sighting, StaleMark, open_session};
 use crate::pages::{KeepDirectory, KeepError};
 use crate::placement::NodeEntry;
-use crate::session::{Session, SessionError};
+use crate::session::SessionError;
 use crate::units::{ExtentIndex, PAGE_SHIFT, PageIndex};
 
 /// Most replicas of an extent that are read or written, beyond those that it is to have: of a rebuild, and
@@ -327,14 +327,12 @@ impl Shared {
             return Ok(link);
         }
         let transport = self.transports.get(entry)?;
-        let channel = self
-            .options
-            .dial
-            .dial(entry.control)
-            .map_err(ChangeError::Node)?;
-        let grant = grant_for(&*self.authority, &entry.name)?;
-        let session = Session::open_granted(channel, self.identity, true, grant)
-            .map_err(ChangeError::Node)?;
+        let (authority, dial) = (Some(&*self.authority), &*self.options.dial);
+        let session = open_session(authority, dial, entry, self.identity, true);
+        let session = session.map_err(|error| match error {
+            OpenError::Grant(error) => error.into(),
+            OpenError::Session(error) => ChangeError::Node(error),
+        })?;
         let mut changes = self.changes();
         let newest = self.published.newest();
         if let Some(link) = known(&newest) {

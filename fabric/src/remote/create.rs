@@ -11,7 +11,7 @@ use super::assemble::{Grants, OpenedNode, Parts, RemoteOptions, assemble};
 use super::directory::{Directory, Home, MAX_NODES, SizeError, Worth};
 use super::region::Remote;
 use super::transports::{TransportMissing, Transports};
-use crate::authority::{AuthorityError, RegionAuthority, grant_for};
+use crate::authority::{AuthorityError, OpenError, RegionAuthority, open_session};
 use crate::placement::{MAX_REPLICAS, NodeEntry, RegionEntry};
 use crate::session::{Identity, Session, SessionError};
 use crate::transport::{Transport, TransportKind};
@@ -182,6 +182,7 @@ impl Remote {
                         identity,
                         homes,
                         lost: Vec::new(),
+                        adopted: false,
                         opened,
                     })
                     .map_err(CreateError::Watch);
@@ -377,12 +378,13 @@ impl Placing<'_> {
     /// Opens a session with a candidate, or learns that it takes no part.
     fn open(&mut self, authority: &dyn RegionAuthority, node: usize) -> Result<(), CreateError> {
         let candidate = &mut self.candidates[node];
-        let grant = grant_for(authority, &candidate.entry.name)?;
-        let opened = self
-            .options
-            .dial
-            .dial(candidate.entry.control)
-            .and_then(|channel| Session::open_granted(channel, self.identity, true, grant));
+        let dial = &*self.options.dial;
+        let opened = open_session(Some(authority), dial, &candidate.entry, self.identity, true);
+        let opened = match opened {
+            Ok(session) => Ok(session),
+            Err(OpenError::Grant(error)) => return Err(error.into()),
+            Err(OpenError::Session(error)) => Err(error),
+        };
         match opened {
             Ok(session) if session.welcome().transport == candidate.entry.transport => {
                 candidate.session = Some(session);

@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::changes::Losses;
 use super::directory::NodeRecord;
-use crate::authority::{AuthorityError, RegionAuthority, grant_for};
+use crate::authority::{
+    AuthorityError, OpenError, RegionAuthority, is_for_former_life, open_session,
+};
 use crate::session::{Dial, Identity, Session, SessionError};
 use crate::transport::{ConnectError, QueuePair, QueuePairConfig, Ticket, Transport};
 use crate::units::{ByteCount, ExtentIndex};
@@ -212,13 +214,17 @@ impl NodeLink {
     }
 
     fn open(&self) -> Result<Session, Trouble> {
-        let channel = self.dial.dial(self.record.entry.control).map_err(judge)?;
-        let grant =
-            grant_for(&*self.authority, &self.record.entry.name).map_err(|error| match error {
-                AuthorityError::EpochTooLow { .. } => Trouble::Fenced,
-                error => Trouble::Again(Cause::Grant(error)),
-            })?;
-        let session = Session::open_granted(channel, self.identity, false, grant).map_err(judge)?;
+        let (authority, entry) = (Some(&*self.authority), &self.record.entry);
+        let opened = open_session(authority, &*self.dial, entry, self.identity, false);
+        let session = opened.map_err(|error| match error {
+            OpenError::Grant(AuthorityError::EpochTooLow { .. }) => Trouble::Fenced,
+            OpenError::Grant(error) => Trouble::Again(Cause::Grant(error)),
+            // The grant that the first session was opened with was for the life that is recorded.
+            OpenError::Session(error) if is_for_former_life(&error) => {
+                Trouble::Dead(Death::StartedAgain)
+            }
+            OpenError::Session(error) => judge(error),
+        })?;
         if session.welcome().incarnation == self.record.incarnation {
             Ok(session)
         } else {

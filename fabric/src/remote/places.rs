@@ -195,6 +195,9 @@ impl Shared {
         allotted: &Allotted,
     ) -> Result<(), NotPlaced> {
         let mut changes = self.changes();
+        if self.is_over() {
+            return Err(ChangeError::NotOwner.into());
+        }
         for key in used {
             let (link, _) = &allotted[key];
             if link.is_lost() {

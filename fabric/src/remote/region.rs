@@ -7,6 +7,7 @@ use super::assemble::RemoteOptions;
 use super::changes::{Changes, Losses};
 use super::directory::{Directory, Worth};
 use super::frames::FramePool;
+use super::homes::Homes;
 use super::keeper::Keeper;
 use super::lane::Lane;
 use super::published::Published;
@@ -85,6 +86,8 @@ pub(super) struct Shared {
     pub(super) watches: Mutex<Vec<Watch>>,
     /// None in simulated time.
     pub(super) keepers: Mutex<Vec<Keeper>>,
+    /// What was placed when the region was adopted, if it was.
+    pub(super) inherited: Option<Arc<Homes>>,
     /// Not where every extent was placed when the region was opened.
     pub(super) thin: Option<Thin>,
 }
@@ -219,6 +222,11 @@ impl RemoteRegion for Remote {
     fn is_placed(&self, page: PageIndex) -> bool {
         let thin = self.shared.thin.as_ref();
         thin.is_none_or(|thin| thin.is_placed(self.shared.extent_of(page)))
+    }
+
+    fn inherits(&self, page: PageIndex) -> bool {
+        let inherited = self.shared.inherited.as_ref();
+        inherited.is_some_and(|homes| homes.is_placed(self.shared.extent_of(page)))
     }
 
     fn has_room(&self) -> bool {

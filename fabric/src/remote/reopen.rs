@@ -1,16 +1,30 @@
 //! Taking a region over from an owner that is gone, or that is to be replaced.
+//!
+//! ```text
+//!   the former owner's directory ------------- reopen --.
+//!                                                       +--> each node: let in, with a higher epoch
+//!   nothing of it: what the authority knows --- adopt --'      --> what is there counts, what is not does not
+//! ```
+//!
+//! An owner that adopts a region knows which extents are placed, and no more: pages of these may have been written
+//! or not, and nobody knows what they should be. They are read as they are.
 
 use std::sync::Arc;
 
 use super::assemble::{Grants, OpenedNode, Parts, RemoteOptions, assemble};
-use super::directory::{Directory, DirectoryError, NodeRecord, Worth};
+use super::directory::{Directory, DirectoryError, Home, NodeRecord, Worth};
 use super::link::Death;
 use super::region::Remote;
 use super::transports::{TransportMissing, Transports};
-use crate::authority::{AuthorityError, RegionAuthority, grant_for};
+use crate::authority::{
+    AuthorityError, KnownHomes, OpenError, RegionAuthority, StaleMark, is_for_former_life,
+    open_session,
+};
+use crate::placement::RegionEntry;
 use crate::session::{Identity, Session, SessionError};
 use crate::units::{Epoch, ExtentIndex};
 use crate::wire::Refusal;
+use crate::wire::control::Token;
 
 /// How often a successor tries a higher epoch when the one it knew of is too low.
 const EPOCH_TRIES: u32 = 8;
@@ -42,6 +56,12 @@ pub enum ReopenError {
         /// How many.
         missing: usize,
     },
+    /// The authority leaves it to owners to know where extents are.
+    #[error("nobody knows where the region's extents are but its former owner")]
+    NothingKnown,
+    /// The control plane names places that cannot be.
+    #[error("what the control plane knows of the region contradicts itself")]
+    Places,
     /// The control plane.
     #[error("the control plane does not allow it")]
     Authority(#[from] AuthorityError),
@@ -69,80 +89,151 @@ impl Remote {
     ) -> Result<Arc<Self>, ReopenError> {
         let mut directory = Directory::decode(directory)?;
         directory.compact();
-        let mut used = Vec::with_capacity(directory.nodes.len());
-        for node in &directory.nodes {
-            used.push(transports.get(&node.entry)?);
+        take_over(directory, Origin::Owner, authority, transports, options)
+    }
+
+    /// Takes `region` over without anything of its former owner's: with what the authority knows of it (see
+    /// [`RegionAuthority::homes`]), at the authority's epoch and with the token in `options`. Pages of extents that
+    /// were placed are [inherited](RemoteRegion::inherits).
+    pub fn adopt(
+        region: &RegionEntry,
+        authority: Arc<dyn RegionAuthority>,
+        transports: &Transports,
+        options: &RemoteOptions,
+    ) -> Result<Arc<Self>, ReopenError> {
+        let known = authority.homes()?.ok_or(ReopenError::NothingKnown)?;
+        let directory = directory_of(region, options.token, known).ok_or(ReopenError::Places)?;
+        take_over(directory, Origin::Authority, authority, transports, options)
+    }
+}
+
+/// Where a successor's directory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The former owner kept it.
+    Owner,
+    /// The authority knows so much.
+    Authority,
+}
+
+/// A directory of what an authority knows; `None`: it contradicts itself.
+fn directory_of(region: &RegionEntry, token: Token, known: KnownHomes) -> Option<Directory> {
+    let extents = Directory::check_sizes(region).ok()?;
+    let mut homes = vec![Vec::new(); extents as usize];
+    let mut lost = Vec::new();
+    for placed in known.extents {
+        let of_extent: &mut Vec<Home> = homes.get_mut(placed.extent.get() as usize)?;
+        of_extent.extend(placed.replicas.iter().map(|(node, live)| Home {
+            node: *node,
+            // What was being made is made anew. Of an extent that was lost nobody knows which pages have been
+            // written again since: none of it is handed out.
+            worth: match *live && !placed.lost {
+                true => Worth::Live,
+                false => Worth::Stale,
+            },
+        }));
+        if placed.lost {
+            lost.push(placed.extent);
         }
-        let mut region = directory.region.clone();
-        let mut current = region.epoch;
-        for _ in 0..EPOCH_TRIES {
-            let lease = authority.epoch();
-            let Some(epoch) = lease.or_else(|| current.next()) else {
-                break;
-            };
-            region.epoch = epoch;
-            let identity = Identity {
-                tenant: region.tenant,
-                region: region.id,
-                epoch,
-                token: directory.token,
-                owner: options.owner,
-            };
-            let mut asked = Vec::with_capacity(used.len());
-            let mut too_low = None;
-            for node in &directory.nodes {
-                // A second session there would end the first.
-                let mut before = directory.nodes.iter().zip(&asked);
-                let open = before.any(|(other, asked)| {
-                    other.entry.name == node.entry.name && matches!(asked, Reopened::Open(_))
-                });
-                if open {
-                    asked.push(Reopened::Dead(Death::StartedAgain));
-                    continue;
-                }
-                match reopen_on(node, &*authority, options, identity)? {
-                    Reopened::TooLow(holds) => {
-                        too_low = Some(holds);
-                        break;
-                    }
-                    reopened => asked.push(reopened),
-                }
-            }
-            if let Some(holds) = too_low {
-                current = holds.max(epoch);
-                if lease.is_some() {
-                    // Somebody has been given a newer one.
-                    break;
-                }
+    }
+    let nodes = known.nodes.into_iter();
+    let nodes = nodes.map(|(entry, incarnation)| NodeRecord { entry, incarnation });
+    let directory = Directory {
+        region: region.clone(),
+        token,
+        nodes: nodes.collect(),
+        homes,
+        lost,
+    };
+    // Its rules are those of one that was kept.
+    Directory::decode(&directory.encode()).ok()
+}
+
+fn take_over(
+    mut directory: Directory,
+    origin: Origin,
+    authority: Arc<dyn RegionAuthority>,
+    transports: &Transports,
+    options: &RemoteOptions,
+) -> Result<Arc<Remote>, ReopenError> {
+    let mut used = Vec::with_capacity(directory.nodes.len());
+    for node in &directory.nodes {
+        used.push(transports.get(&node.entry)?);
+    }
+    let mut region = directory.region.clone();
+    let mut current = region.epoch;
+    for _ in 0..EPOCH_TRIES {
+        let lease = authority.epoch();
+        let Some(epoch) = lease.or_else(|| current.next()) else {
+            break;
+        };
+        region.epoch = epoch;
+        let identity = Identity {
+            tenant: region.tenant,
+            region: region.id,
+            epoch,
+            token: directory.token,
+            owner: options.owner,
+        };
+        let mut asked = Vec::with_capacity(used.len());
+        let mut too_low = None;
+        for node in &directory.nodes {
+            // A second session there would end the first.
+            let mut before = directory.nodes.iter().zip(&asked);
+            let open = before.any(|(other, asked)| {
+                other.entry.name == node.entry.name && matches!(asked, Reopened::Open(_))
+            });
+            if open {
+                asked.push(Reopened::Dead(Death::StartedAgain));
                 continue;
             }
-            check_reached(&directory, &mut asked)?;
-            let mut opened = Vec::with_capacity(used.len());
-            for ((node, transport), asked) in directory.nodes.iter().zip(used).zip(asked) {
-                let (session, grants) = list(node, asked)?;
-                opened.push(OpenedNode {
-                    entry: node.entry.clone(),
-                    incarnation: node.incarnation,
-                    transport,
-                    session,
-                    grants,
-                });
+            match reopen_on(node, &*authority, options, identity)? {
+                Reopened::TooLow(holds) => {
+                    too_low = Some(holds);
+                    break;
+                }
+                reopened => asked.push(reopened),
             }
-            count_what_is_there(&mut directory, &opened)?;
-            return assemble(Parts {
-                region: &region,
-                authority,
-                transports,
-                options,
-                identity,
-                homes: directory.homes,
-                lost: directory.lost,
-                opened,
-            })
-            .map_err(ReopenError::Watch);
         }
-        Err(ReopenError::Contended { current })
+        if let Some(holds) = too_low {
+            current = holds.max(epoch);
+            if lease.is_some() {
+                // Somebody has been given a newer one.
+                break;
+            }
+            continue;
+        }
+        check_reached(&directory, &mut asked)?;
+        let mut opened = Vec::with_capacity(used.len());
+        for ((node, transport), asked) in directory.nodes.iter().zip(used).zip(asked) {
+            let (session, grants) = list(node, asked)?;
+            opened.push(OpenedNode {
+                entry: node.entry.clone(),
+                incarnation: node.incarnation,
+                transport,
+                session,
+                grants,
+            });
+        }
+        if origin == Origin::Authority {
+            leave_out_unused(&mut directory, &opened);
+        }
+        let marks = count_what_is_there(&mut directory, &opened)?;
+        tell_stale(&*authority, &opened, &marks)?;
+        return assemble(Parts {
+            region: &region,
+            authority,
+            transports,
+            options,
+            identity,
+            homes: directory.homes,
+            lost: directory.lost,
+            adopted: origin == Origin::Authority,
+            opened,
+        })
+        .map_err(ReopenError::Watch);
     }
+    Err(ReopenError::Contended { current })
 }
 
 enum Reopened {
@@ -159,19 +250,24 @@ fn reopen_on(
     options: &RemoteOptions,
     identity: Identity,
 ) -> Result<Reopened, ReopenError> {
-    let grant = grant_for(authority, &node.entry.name)?;
-    let opened = options
-        .dial
-        .dial(node.entry.control)
-        .and_then(|channel| Session::open_granted(channel, identity, false, grant));
+    let opened = open_session(
+        Some(authority),
+        &*options.dial,
+        &node.entry,
+        identity,
+        false,
+    );
     Ok(match opened {
         Ok(session) if session.welcome().incarnation == node.incarnation => Reopened::Open(session),
         Ok(_) => Reopened::Dead(Death::StartedAgain),
-        Err(error) => match error.refusal() {
+        Err(OpenError::Grant(error)) => return Err(error.into()),
+        Err(OpenError::Session(error)) => match error.refusal() {
             Some(Refusal::UnknownRegion {}) => Reopened::Dead(Death::RegionGone),
             Some(Refusal::EpochTooLow { current, .. } | Refusal::Owned { epoch: current }) => {
                 Reopened::TooLow(current)
             }
+            // What the authority counts is on the life that its grants are for.
+            _ if is_for_former_life(&error) => Reopened::Dead(Death::StartedAgain),
             _ if error.says_dead() => Reopened::Dead(Death::NobodyListens),
             _ => Reopened::Silent(error),
         },
@@ -227,11 +323,45 @@ fn list(
     Ok((Err(death), Grants::new()))
 }
 
-/// Replicas that a node should have and has not are stale, as are those that were being copied.
+/// Of a placed extent that a node of it does not hold no page was ever written: its owner had not got memory for it
+/// on all its nodes yet. (Where a replica is given up it stops to count with the authority before its memory
+/// goes.)
+fn leave_out_unused(directory: &mut Directory, opened: &[OpenedNode]) {
+    for (extent, homes) in (0..).map(ExtentIndex::new).zip(&mut directory.homes) {
+        let holds_not = |home: &Home| {
+            let node = &opened[usize::from(home.node)];
+            home.worth == Worth::Live && node.session.is_ok() && !node.grants.contains_key(&extent)
+        };
+        if homes.iter().any(holds_not) {
+            homes.clear();
+        }
+    }
+}
+
+/// Has the authority know what does not count.
+fn tell_stale(
+    authority: &dyn RegionAuthority,
+    opened: &[OpenedNode],
+    marks: &[(ExtentIndex, u16)],
+) -> Result<(), ReopenError> {
+    let named = marks.iter().map(|(extent, node)| StaleMark {
+        extent: *extent,
+        node: &opened[usize::from(*node)].entry.name,
+    });
+    let named: Vec<_> = named.collect();
+    if !named.is_empty() {
+        authority.mark_stale(&named)?;
+    }
+    Ok(())
+}
+
+/// Replicas that a node should have and has not are stale, as are those that were being copied. Gives those that
+/// counted until now.
 fn count_what_is_there(
     directory: &mut Directory,
     opened: &[OpenedNode],
-) -> Result<(), ReopenError> {
+) -> Result<Vec<(ExtentIndex, u16)>, ReopenError> {
+    let mut marks = Vec::new();
     let mut missing = vec![0; opened.len()];
     for (extent, homes) in (0..).map(ExtentIndex::new).zip(&mut directory.homes) {
         let there = |node: u16| {
@@ -246,6 +376,7 @@ fn count_what_is_there(
             match home.worth {
                 Worth::Copying => home.worth = Worth::Stale,
                 Worth::Live if any && !there(home.node) && opened[node].session.is_ok() => {
+                    marks.push((extent, home.node));
                     home.worth = Worth::Stale;
                 }
                 Worth::Live if !there(home.node) && opened[node].session.is_ok() => {
@@ -264,5 +395,5 @@ fn count_what_is_there(
             });
         }
     }
-    Ok(())
+    Ok(marks)
 }

@@ -8,14 +8,13 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::endpoint::{Endpoint, EndpointError};
-use crate::authority::RegionAuthority;
+use crate::authority::{OpenError, RegionAuthority, open_session};
 use crate::placement::NodeEntry;
 use crate::session::{Dial, Identity, Session, SessionError, TcpDial};
 use crate::transport::{QueuePair, QueuePairConfig, Ticket, Transport};
 use crate::units::{ByteCount, ExtentIndex};
 use crate::wire::Refusal;
 use crate::wire::control::{Grant, Welcome};
-use crate::wire::grant::SignedGrant;
 
 /// How often the node hears that the owner lives. Far below the node's idle limit.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -46,13 +45,13 @@ impl NodeAccess {
     }
 
     fn session(&self, node: &NodeEntry, create: bool) -> Result<Session, EndpointError> {
-        let grant = match &self.authority {
-            Some(authority) => authority.grant(&node.name)?,
-            None => None,
-        };
-        let grant = grant.map(SignedGrant::from_bytes).transpose()?;
-        let channel = self.dial.dial(node.control).map_err(judge)?;
-        Session::open_granted(channel, self.identity, create, grant).map_err(judge)
+        let authority = self.authority.as_deref();
+        open_session(authority, &*self.dial, node, self.identity, create).map_err(|error| {
+            match error {
+                OpenError::Grant(error) => error.into(),
+                OpenError::Session(error) => judge(error),
+            }
+        })
     }
 }
 

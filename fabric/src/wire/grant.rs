@@ -6,8 +6,8 @@
 //!   SigningKey::sign(GrantTerms) -----> SignedGrant --Open{grant}--> ClusterKey::verify
 //!                                       (opaque bytes)               Gate: is it for exactly this?
 //!
-//!   | version | cluster | tenant | region | epoch | not after | token digest | node | signature |
-//!   | u16     | 16      | u64    | u64    | u64   | u64 ms    | 32           | text | 64        |
+//!   | version | cluster | tenant | region | epoch | not after | token digest | node | life | signature |
+//!   | u16     | 16      | u64    | u64    | u64   | u64 ms    | 32           | text | u64  | 64        |
 //! ```
 //!
 //! Ed25519 over all that stands in front of the signature, behind a prefix that no other use of the
@@ -23,10 +23,10 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 
 use super::codec::{Malformed, Reader, Wire, put_text};
 use super::control::Token;
-use crate::units::{Epoch, RegionId, TenantId};
+use crate::units::{Epoch, Incarnation, RegionId, TenantId};
 
 /// The version of the layout.
-const GRANT_VERSION: u16 = 1;
+const GRANT_VERSION: u16 = 2;
 /// What the signature covers in front of the terms.
 const PREFIX: &[u8] = b"mycoram grant\0";
 /// Bytes of a signature.
@@ -101,6 +101,8 @@ pub struct GrantTerms {
     pub token: TokenDigest,
     /// The name of the one node it is for; `None`: any of the cluster.
     pub node: Option<String>,
+    /// The life of the node's process that it is for: another one has other memory. `None`: any.
+    pub incarnation: Option<Incarnation>,
 }
 
 impl GrantTerms {
@@ -113,6 +115,7 @@ impl GrantTerms {
         self.not_after_ms.put(out);
         self.token.0.put(out);
         put_text(self.node.as_deref().unwrap_or_default(), out);
+        self.incarnation.unwrap_or_default().put(out);
     }
 
     fn get(bytes: &[u8]) -> Result<Self, GrantError> {
@@ -129,6 +132,9 @@ impl GrantTerms {
             not_after_ms: Wire::get(&mut from)?,
             token: TokenDigest(Wire::get(&mut from)?),
             node: Some(from.text(MAX_NODE_NAME_BYTES)?).filter(|name| !name.is_empty()),
+            // Drawn at random, it is not 0.
+            incarnation: Some(<Incarnation as Wire>::get(&mut from)?)
+                .filter(|life| life.get() != 0),
         };
         from.finish()?;
         Ok(terms)
@@ -374,6 +380,7 @@ mod tests {
             not_after_ms: 1_900_000_000_000,
             token: TokenDigest::of(&Token([3; 16])),
             node,
+            incarnation: Some(Incarnation::new(epoch)).filter(|life| life.get() != 0),
         }
     }
 

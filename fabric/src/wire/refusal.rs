@@ -176,6 +176,8 @@ pub enum GrantField {
     Node,
     /// The owner: who knows the region's token.
     Owner,
+    /// The life of the memory node's process.
+    Incarnation,
 }
 
 impl std::fmt::Display for GrantField {
@@ -187,6 +189,7 @@ impl std::fmt::Display for GrantField {
             Self::Epoch => "epoch",
             Self::Node => "memory node",
             Self::Owner => "owner",
+            Self::Incarnation => "life of the memory node",
         })
     }
 }
@@ -200,6 +203,7 @@ impl Wire for GrantField {
             Self::Epoch => 4,
             Self::Node => 5,
             Self::Owner => 6,
+            Self::Incarnation => 7,
         };
         number.put(out);
     }
@@ -211,6 +215,7 @@ impl Wire for GrantField {
             4 => Self::Epoch,
             5 => Self::Node,
             6 => Self::Owner,
+            7 => Self::Incarnation,
             other => {
                 return Err(Malformed::Unknown {
                     what: "part of a grant",

@@ -52,6 +52,7 @@ fn terms(key: &SigningKey, owner: &Identity) -> GrantTerms {
         not_after_ms: now_ms() + u64::try_from(HOUR.as_millis()).expect("short"),
         token: TokenDigest::of(&owner.token),
         node: Some("n1".to_owned()),
+        incarnation: None,
     }
 }
 
@@ -219,6 +220,32 @@ pub(crate) fn a_grant_that_is_over_or_was_overtaken_opens_nothing(fabric: Fabric
         .expect("the new owner is not disturbed");
 }
 
+pub(crate) fn a_grant_for_a_former_life_of_the_node_opens_nothing(fabric: Fabric) {
+    let (mut cluster, key) = guarded(fabric);
+    let owner = identity(1, 1, 1);
+    let life = |node: &TestNode| {
+        let mut channel = TcpDial::default().dial(node.control()).expect("alive");
+        channel.hello().expect("an answer").incarnation
+    };
+    let for_life = |incarnation| {
+        let terms = GrantTerms {
+            incarnation: Some(incarnation),
+            ..terms(&key, &owner)
+        };
+        Some(key.sign(&terms).expect("short"))
+    };
+    let first = for_life(life(&cluster.nodes[0]));
+    drop(open(&cluster.nodes[0], owner, first.clone()).expect("granted"));
+    cluster.nodes[0].restart();
+    // It has other memory now: who comes with what it was given before is told so.
+    let what = GrantField::Incarnation;
+    let other = Some(Refusal::GrantForOther { what });
+    assert_eq!(refused(open(&cluster.nodes[0], owner, first)), other);
+    assert_eq!(cluster.nodes[0].status().regions, 0);
+    let second = for_life(life(&cluster.nodes[0]));
+    open(&cluster.nodes[0], owner, second).expect("granted");
+}
+
 /// One test for each of them.
 #[macro_export]
 macro_rules! grants_suite {
@@ -228,6 +255,7 @@ macro_rules! grants_suite {
             what_was_forged_is_refused,
             a_grant_is_worth_nothing_to_anybody_else,
             a_grant_that_is_over_or_was_overtaken_opens_nothing,
+            a_grant_for_a_former_life_of_the_node_opens_nothing,
         );
     };
     (@ $fabric:expr, $($name:ident,)*) => {$(

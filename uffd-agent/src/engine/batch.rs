@@ -349,11 +349,13 @@ impl Batch {
                 break Judgement::Gone;
             };
             let clean = word.synced() && pages.table.checksum(page) == checksum;
-            let (event, judgement) = if zero {
-                (Event::FoundZero, Judgement::Zero)
-            } else if clean {
+            let (event, judgement) = if clean {
                 (Event::FoundClean, Judgement::Clean)
+            } else if zero && !word.synced() {
+                (Event::FoundZero, Judgement::Zero)
             } else {
+                // Zeros too, where the memory nodes have something else: an owner that knows nothing of this
+                // page table would take that for the page.
                 (Event::WriteBegins, Judgement::Dirty)
             };
             if pages.try_apply(page, word, event).is_ok() {

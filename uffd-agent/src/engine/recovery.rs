@@ -55,7 +55,9 @@ pub(crate) fn recover(word: Word, in_file: bool, spliced: impl Fn(u8) -> u32) ->
         (PageState::NeverWritten | PageState::Resident, _)
         | (PageState::Fetching, Source::Zero) => done(PageState::NeverWritten, false),
         (PageState::Remote, _) | (PageState::Fetching, Source::Remote) => {
-            done(PageState::Remote, synced)
+            let mut there = done(PageState::Remote, synced);
+            there.word = there.word.with_unseen(word.unseen());
+            there
         }
         (PageState::Fetching, Source::Reference) | (PageState::Leaving, _) => in_pipe(word),
         (PageState::Lost, _) => done(PageState::Lost, false),

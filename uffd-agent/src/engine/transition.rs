@@ -114,6 +114,7 @@ pub(crate) fn transition(word: Word, event: Event) -> Result<(Word, Action), Ill
                 .with_source(Source::Zero)
                 .with_place(0, 0)
                 .with_waiters(false)
+                .with_unseen(false)
                 .with_synced(synced);
             Ok((after, action))
         }
@@ -222,6 +223,7 @@ pub(crate) fn transition(word: Word, event: Event) -> Result<(Word, Action), Ill
                 .with_place(0, 0)
                 .with_synced(false)
                 .with_homeless(false)
+                .with_unseen(false)
                 .next_generation(),
             Action::Nothing,
         )),
@@ -245,6 +247,7 @@ fn discarded(word: Word) -> Word {
         .with_suspect(false)
         .with_parked(false)
         .with_homeless(false)
+        .with_unseen(false)
         .next_generation()
 }
 
@@ -256,6 +259,7 @@ fn lost(word: Word) -> Word {
         .with_waiters(false)
         .with_parked(false)
         .with_homeless(false)
+        .with_unseen(false)
         .next_generation()
 }
 

@@ -1,8 +1,8 @@
 //! One page's state in 64 bits.
 //!
 //! ```text
-//!   63        32 31   24 23   16 15  11 10       9      8       7       6       5      4-3    2-0
-//!   generation | slot  | batch | zero |homeless|parked|waiters|suspect|writing|synced|source|state
+//!   63        32 31   24 23   16 15  12 11     10       9      8       7       6       5      4-3    2-0
+//!   generation | slot  | batch | zero |unseen|homeless|parked|waiters|suspect|writing|synced|source|state
 //! ```
 //!
 //! A word is a plain value. It is changed by `engine::transition` only, and stored by compare-and-swap.
@@ -57,7 +57,8 @@ const SUSPECT: u64 = 1 << 7;
 const WAITERS: u64 = 1 << 8;
 const PARKED: u64 = 1 << 9;
 const HOMELESS: u64 = 1 << 10;
-const ZERO_MASK: u64 = 0b1_1111 << 11;
+const UNSEEN: u64 = 1 << 11;
+const ZERO_MASK: u64 = 0b1111 << 12;
 const BATCH_SHIFT: u32 = 16;
 const SLOT_SHIFT: u32 = 24;
 const PLACE_MASK: u64 = 0xffff << BATCH_SHIFT;
@@ -158,6 +159,10 @@ impl Word {
         /// It could not be written out, because its memory node is gone, and stays here.
         homeless, with_homeless, HOMELESS
     );
+    flag!(
+        /// A former owner may have written it, and its checksum is not known: what is read first is right.
+        unseen, with_unseen, UNSEEN
+    );
 
     /// Which parking pipe.
     pub(crate) const fn batch(self) -> u8 {
@@ -199,6 +204,7 @@ impl std::fmt::Debug for Word {
             (self.waiters(), "waiters"),
             (self.parked(), "parked"),
             (self.homeless(), "homeless"),
+            (self.unseen(), "unseen"),
         ] {
             if on {
                 write!(f, "+{name}")?;
@@ -224,6 +230,7 @@ mod tests {
             .with_waiters(true)
             .with_parked(true)
             .with_homeless(true)
+            .with_unseen(true)
             .next_generation();
         assert_eq!(Word::checked(word.bits()), Ok(word));
         assert_eq!(
@@ -249,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_nobody_wrote_is_refused() {
-        for bits in [6, 7, 0b11 << 3, 1 << 11, 1 << 15] {
+        for bits in [6, 7, 0b11 << 3, 1 << 12, 1 << 15] {
             assert!(Word::checked(bits).is_err(), "{bits:#x}");
         }
     }

@@ -255,6 +255,15 @@ fn serve(
     let (userfault, poison) = watched.inspect_err(|_| remove(&state))?;
     // From here on nothing comes into the memory but by our hand, so that what is there now stays known.
     let mut resident = 0;
+    // Read before anybody relies on them: see `Word::unseen`.
+    let inherited = Word::NEVER_WRITTEN
+        .with_state(PageState::Remote)
+        .with_synced(true)
+        .with_unseen(true);
+    for page in place.pages.indexes().filter(|page| remote.inherits(*page)) {
+        table.set(page, inherited);
+        remote.expect(page);
+    }
     let word = Word::NEVER_WRITTEN.with_state(PageState::Resident);
     let looked = match &found.memory {
         RegionMemory::File(file) => file.each_resident(|page, count| {

@@ -305,8 +305,11 @@ fn bring_page(
     let bytes = errand.bytes(frame).cast_const();
     // SAFETY: the READ is done; the frame is the errand's own.
     let content = unsafe { std::slice::from_raw_parts(bytes, PAGE_BYTES) };
-    let right =
-        error.is_none() && XxHash3_64::oneshot(content) == shared.pages.table.checksum(page);
+    let checksum = XxHash3_64::oneshot(content);
+    if error.is_none() && shared.pages.table.word(page).unseen() {
+        shared.pages.table.set_checksum(page, checksum);
+    }
+    let right = error.is_none() && checksum == shared.pages.table.checksum(page);
     if !right {
         // Alone, and by a fault worker, it is tried again; here it stays where it is.
         if shared.pages.fetch_dropped(page) {

@@ -171,6 +171,7 @@ fn a_region_that_is_deleted_is_gone_when_every_node_has_freed_it() {
     let delete = |force| DeleteRegion {
         region: owned.region,
         force,
+        by: None,
     };
     assert!(matches!(
         rig.run(&delete(false)),
@@ -186,6 +187,25 @@ fn a_region_that_is_deleted_is_gone_when_every_node_has_freed_it() {
     rig.pass(500);
     assert!(rig.cluster.region(owned.region).is_none());
     assert!(rig.cluster.nodes().all(|node| node.placed.get() == 0));
+}
+
+#[test]
+fn an_owner_that_was_succeeded_deletes_nothing() {
+    let mut rig = Rig::with_nodes(3, 100);
+    let former = rig.owned(1, 30, 2);
+    rig.place(former, 0..30);
+    let owner = rig.acquire(former.region, 2, true);
+    let delete = |by| DeleteRegion {
+        region: former.region,
+        force: true,
+        by: Some(by),
+    };
+    assert!(matches!(
+        rig.run(&delete(former.epoch)),
+        Err(RegionRefusal::Lease(LeaseRefusal::EpochTooLow { .. }))
+    ));
+    assert!(rig.homes(owner, 7).live().count() == 2, "it was deleted");
+    rig.must(&delete(owner.epoch));
 }
 
 #[test]

@@ -114,6 +114,7 @@ fn a_step_that_is_undone_leaves_no_trace() {
     let delete = DeleteRegion {
         region: owned.region,
         force: true,
+        by: None,
     };
     let third = rig.cluster.apply(now, &delete).expect("forced");
     for changes in [third.changes, second.changes, first.changes] {

@@ -133,11 +133,7 @@ impl Evictor {
             // fault workers, until the place is drained.
             let content = unsafe { std::slice::from_raw_parts(bytes, PAGE_BYTES) };
             let zero = is_zero(content);
-            let checksum = if zero {
-                0
-            } else {
-                XxHash3_64::oneshot(content)
-            };
+            let checksum = XxHash3_64::oneshot(content);
             let judgement = self.batches[at]
                 .batch
                 .judge(&shared.pages, slot, checksum, zero);
