@@ -16,7 +16,7 @@
 //! ```
 //!
 //! [`link`] injects faults (link down, loss, delay) from a test that runs inside. Nothing here installs
-//! packages: the kernel is unpacked under the checkout's `target/` and never touches the machine.
+//! packages: kernels, and a QEMU newer than the machine's, are unpacked under the checkout's `target/`.
 
 mod apt_source;
 mod booted;
@@ -34,7 +34,9 @@ mod kernel_store;
 pub mod link;
 mod machine;
 mod modules;
+mod packages;
 mod presence;
+mod qemu_store;
 mod testbed;
 mod topology;
 
@@ -49,6 +51,8 @@ pub use job::{Job, Outcome, OutputSink, PassThrough, RunError};
 pub use kernel::{KernelSeries, KernelSeriesError};
 pub use kernel_store::{Kernel, KernelStore, KernelStoreError};
 pub use modules::MissingModule;
+pub use packages::PackagesError;
 pub use presence::is_inside;
+pub use qemu_store::newer_qemu;
 pub use testbed::{DetectError, Options, Place, Testbed, Wanted, WantedError, kvm_is_usable};
 pub use topology::{NODES_MAX, Topology, TopologyError};

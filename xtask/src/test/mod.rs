@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use mycoram_testbed::newer_qemu;
 
 use crate::{deps, testbed};
 use build::Suite;
@@ -92,6 +93,7 @@ fn run_all(arguments: &Arguments) -> Result<Report, Box<dyn Error>> {
         at: 0,
         total,
         verbose: arguments.verbose,
+        qemus: qemus()?,
         report: Report::default(),
     };
     for group in groups {
@@ -111,6 +113,22 @@ fn run_all(arguments: &Arguments) -> Result<Report, Box<dyn Error>> {
     Ok(progress.report)
 }
 
+/// The QEMUs to test with: what the caller names in MYCORAM_QEMU, else the machine's own and a newer one.
+fn qemus() -> Result<String, Box<dyn Error>> {
+    if let Ok(named) = std::env::var("MYCORAM_QEMU") {
+        return Ok(named);
+    }
+    let own = "qemu-system-x86_64".to_owned();
+    let dir = crate::checkout::target_dir().join("testbed/newer-qemu");
+    Ok(match newer_qemu(&dir)? {
+        Some(newer) => format!("{own}:{}", newer.display()),
+        None => {
+            println!("test: the apt sources lead to no newer QEMU than {own}");
+            own
+        }
+    })
+}
+
 fn run_group(
     group: Group,
     suites: &[&Suite],
@@ -120,7 +138,7 @@ fn run_group(
         None => {
             for suite in suites {
                 progress.begin(suite, group);
-                progress.done(run::on_host(suite)?);
+                progress.done(run::on_host(suite, &progress.qemus)?);
             }
         }
         Some(_) if suites.is_empty() => {}
@@ -140,6 +158,8 @@ struct Progress {
     at: usize,
     total: usize,
     verbose: bool,
+    /// Separated by `:`.
+    qemus: String,
     report: Report,
 }
 

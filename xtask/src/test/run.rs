@@ -34,11 +34,12 @@ pub(super) fn environment(suite: &Suite) -> Vec<(String, String)> {
     ]
 }
 
-/// Runs one suite here; its report and all it wrote.
-pub(crate) fn on_host(suite: &Suite) -> Result<(SuiteReport, String), RunError> {
+/// Runs one suite here, with these QEMUs where it asks for them; its report and all it wrote.
+pub(crate) fn on_host(suite: &Suite, qemus: &str) -> Result<(SuiteReport, String), RunError> {
     let mut command = Command::new(&suite.executable);
     command
         .current_dir(&suite.package_dir)
+        .env("MYCORAM_QEMU", qemus)
         .envs(environment(suite));
     run(&mut command, suite.name())
 }
