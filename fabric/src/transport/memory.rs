@@ -58,25 +58,15 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Private zeroed memory, populated at once.
     pub fn anonymous(bytes: usize) -> Result<Self, MappingError> {
-        let length = NonZeroUsize::new(bytes).ok_or(MappingError::Empty)?;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
-        let start = unsafe {
-            mmap_anonymous(
-                None,
-                length,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE,
-            )
-        }
-        .map_err(|source| MappingError::Kernel { bytes, source })?;
-        Ok(Self {
-            start: start.cast(),
-            bytes,
-        })
+        Self::private(bytes, MapFlags::MAP_POPULATE)
     }
 
     /// Private memory, not populated: pages come with their first use.
     pub fn reserved(bytes: usize) -> Result<Self, MappingError> {
+        Self::private(bytes, MapFlags::MAP_NORESERVE)
+    }
+
+    fn private(bytes: usize, flags: MapFlags) -> Result<Self, MappingError> {
         let length = NonZeroUsize::new(bytes).ok_or(MappingError::Empty)?;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
         let start = unsafe {
@@ -84,7 +74,7 @@ impl Mapping {
                 None,
                 length,
                 ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+                MapFlags::MAP_PRIVATE | flags,
             )
         }
         .map_err(|source| MappingError::Kernel { bytes, source })?;
