@@ -29,6 +29,9 @@ use crate::wire::{GrantField, Refusal};
 pub struct Places {
     /// The nodes that are named.
     pub nodes: Vec<NodeEntry>,
+    /// The life of each node's process that is meant, in the order of `nodes`: one that has been started again since
+    /// is not. Empty: whichever there is.
+    pub lives: Vec<Incarnation>,
     /// Indexes into `nodes`, for each extent that was asked for, in its order: different ones, at least one
     /// and at most as many as the region has replicas. Fewer: there are not so many failure domains now, and
     /// the authority orders the rest when there are.
@@ -304,6 +307,7 @@ impl RegionAuthority for StaticAuthority {
         }
         Ok(Places {
             nodes: nodes.to_vec(),
+            lives: Vec::new(),
             homes,
         })
     }

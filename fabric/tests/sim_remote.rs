@@ -124,6 +124,8 @@ struct Story {
     /// How often writes were seen to wait for a place, and places refused.
     held: u64,
     refused: u64,
+    /// Successions without anything of the former owner's.
+    adopted: u64,
     lane: Box<dyn PageLane>,
     /// The former owner's lane, and what it still waits for.
     former: Option<(Box<dyn PageLane>, BTreeSet<u64>)>,
@@ -198,7 +200,7 @@ impl Story {
             replicas,
         };
         let entries: Vec<_> = entries.collect();
-        let throne = Throne::new(RoundRobin(entries.clone()), seed);
+        let throne = Throne::new(RoundRobin(entries.clone()), &machines, seed);
         let mut made = None;
         // The authority is away at times.
         for _ in 0..100 {
@@ -226,6 +228,7 @@ impl Story {
             placed: BTreeSet::new(),
             held: 0,
             refused: 0,
+            adopted: 0,
             weather,
             dice: Dice(seed ^ 0x5151),
             network,
@@ -554,13 +557,17 @@ impl Story {
         options.owner += 1;
         let directory = self.throne.directory();
         let authority = self.throne.successor();
-        let opened = Remote::reopen(&directory, authority, &self.transports, &options)
-            .ok()
-            .and_then(|successor| {
-                self.throne.keep_directory_of(&*successor);
-                let lane = successor.open_lane(&lane_config(self.weather)).ok()?;
-                Some((successor, lane))
-            });
+        // With what the former one kept, or, as if its machine were gone, with what the authority knows.
+        let adopts = self.dice.roll(2) == 0;
+        let opened = match adopts {
+            true => Remote::adopt(self.remote.entry(), authority, &self.transports, &options),
+            false => Remote::reopen(&directory, authority, &self.transports, &options),
+        };
+        let opened = opened.ok().and_then(|successor| {
+            self.throne.keep_directory_of(&*successor);
+            let lane = successor.open_lane(&lane_config(self.weather)).ok()?;
+            Some((successor, lane))
+        });
         let Some((successor, lane)) = opened else {
             // A node does not answer now. Some of the others may have let the successor in.
             self.fenced = true;
@@ -570,6 +577,7 @@ impl Story {
         self.remote = successor;
         self.options = options;
         self.fenced = false;
+        self.adopted += u64::from(adopts);
         self.note_places();
         let outstanding = std::mem::take(&mut self.outstanding);
         let mut waits: BTreeSet<u64> = outstanding.keys().copied().collect();
@@ -698,6 +706,7 @@ struct Told {
     hedged: u64,
     held: u64,
     refused: u64,
+    adopted: u64,
 }
 
 fn tell(seed: u64, weather: Weather, replicas: u8) -> Told {
@@ -718,6 +727,7 @@ fn tell(seed: u64, weather: Weather, replicas: u8) -> Told {
         hedged: stats.hedges_won,
         held: story.held,
         refused: story.refused,
+        adopted: story.adopted,
     }
 }
 
@@ -739,6 +749,7 @@ fn tell_all(seeds: u64, weather: Weather, replicas: u8) -> Option<Told> {
         all.hedged += told.hedged;
         all.held += told.held;
         all.refused += told.refused;
+        all.adopted += told.adopted;
     }
     Some(all)
 }
@@ -752,6 +763,7 @@ fn whatever_happens_every_request_is_answered_once_and_pages_are_as_written() {
     assert!(told.answered > 2000, "{told:?}");
     assert!(told.lost > 0, "{told:?}");
     assert!(told.held > 0 && told.refused > 0, "{told:?}");
+    assert!(told.adopted > 0, "{told:?}");
 }
 
 #[test]
@@ -764,6 +776,7 @@ fn with_two_replicas_no_page_is_lost_when_any_node_dies() {
     assert!(told.failovers > 0 && told.stale > 0, "{told:?}");
     assert!(told.copied > 0, "{told:?}");
     assert!(told.held > 0 && told.refused > 0, "{told:?}");
+    assert!(told.adopted > 0, "{told:?}");
 }
 
 #[test]

@@ -135,6 +135,7 @@ impl ControlAuthority {
                         let index = u16::try_from(places.nodes.len());
                         let index = index.map_err(|_| self.unexpected())?;
                         let entry = NodeEntry::try_from(node.clone());
+                        places.lives.push(Incarnation::new(node.incarnation));
                         places.nodes.push(entry.map_err(|_| self.unexpected())?);
                         known.insert(node.name.clone(), index);
                         index

@@ -150,6 +150,11 @@ impl Shared {
                 }
                 Err(error) => return Err(error.into()),
             };
+            let life = places.lives.get(usize::from(node));
+            if life.is_some_and(|life| *life != link.record.incarnation) {
+                // The authority counts on memory that is no more, or has not heard yet of what is new.
+                return Err(absent());
+            }
             let missing: Vec<_> = extents
                 .iter()
                 .copied()

@@ -182,6 +182,7 @@ impl RegionAuthority for Healer {
         }
         Ok(Places {
             nodes: self.nodes.clone(),
+            lives: Vec::new(),
             homes: vec![vec![0, 1]; extents.len()],
         })
     }

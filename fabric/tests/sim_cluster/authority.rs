@@ -1,16 +1,18 @@
-//! Who is the owner, and what its successor would know: an authority that is away now and then, and refuses
-//! whoever has been succeeded.
+//! Who is the owner, and what its successor would know: an authority that is away now and then, refuses whoever has
+//! been succeeded, and knows where replicas are that count, on which life of their nodes.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use mycoram_fabric::authority::{
-    AuthorityError, Order, Places, RegionAuthority, Sighting, StaleMark, StaticAuthority,
+    AuthorityError, KnownExtent, KnownHomes, Order, Places, RegionAuthority, Sighting, StaleMark,
+    StaticAuthority,
 };
 use mycoram_fabric::pages::RemoteRegion;
-use mycoram_fabric::placement::{RegionEntry, RoundRobin};
-use mycoram_fabric::units::{Epoch, ExtentIndex};
+use mycoram_fabric::placement::{NodeEntry, RegionEntry, RoundRobin};
+use mycoram_fabric::units::{Epoch, ExtentIndex, Incarnation};
 
-use super::Dice;
+use super::{Dice, Machines, index_of};
 
 /// One call in so many finds the authority away.
 const AWAY_ONE_IN: u64 = 3;
@@ -21,23 +23,30 @@ struct State {
     dice: Dice,
     /// Nothing is placed any more.
     full: bool,
+    /// By extent: on which life of which node, and whether it counts.
+    homes: BTreeMap<u32, Vec<(usize, u64, bool)>>,
 }
 
 /// The seat of the region's owner.
 #[derive(Clone)]
 pub(crate) struct Throne {
     state: Arc<Mutex<State>>,
+    machines: Machines,
+    nodes: Vec<NodeEntry>,
     placement: StaticAuthority,
 }
 
 impl Throne {
-    pub(crate) fn new(placement: RoundRobin, seed: u64) -> Self {
+    pub(crate) fn new(placement: RoundRobin, machines: &Machines, seed: u64) -> Self {
         Self {
+            machines: Arc::clone(machines),
+            nodes: placement.0.clone(),
             state: Arc::new(Mutex::new(State {
                 owner: 1,
                 directory: Vec::new(),
                 dice: Dice(seed ^ 0xa5a5),
                 full: false,
+                homes: BTreeMap::new(),
             })),
             placement: StaticAuthority::new(Arc::new(placement)),
         }
@@ -61,6 +70,10 @@ impl Throne {
     /// Whether there is no memory left for anybody.
     pub(crate) fn set_full(&self, full: bool) {
         self.state.lock().expect("no panic").full = full;
+    }
+
+    fn life(&self, node: usize) -> u64 {
+        self.machines[node].lock().expect("no panic").incarnation
     }
 
     /// What the next owner knows of the region.
@@ -115,11 +128,47 @@ impl RegionAuthority for Seat {
         if self.throne.state.lock().expect("no panic").full {
             return Err(AuthorityError::Full("it is full".into()));
         }
-        self.throne.placement.place(region, extents, without)
+        let throne = &self.throne;
+        let lives: Vec<_> = (0..throne.nodes.len())
+            .map(|node| throne.life(node))
+            .collect();
+        let mut places = Places {
+            nodes: throne.nodes.clone(),
+            lives: lives.iter().copied().map(Incarnation::new).collect(),
+            homes: Vec::with_capacity(extents.len()),
+        };
+        let excluded = |node: usize| without.contains(&throne.nodes[node].name);
+        for extent in extents {
+            let fresh = throne.placement.place(region, &[*extent], without)?;
+            let mut state = throne.state.lock().expect("no panic");
+            // What it had keeps its place, as long as that is one.
+            let known = state.homes.entry(extent.get()).or_default();
+            known.retain(|(node, life, counts)| {
+                *counts && !excluded(*node) && lives[*node] == *life
+            });
+            for node in fresh.homes[0].iter().map(|node| usize::from(*node)) {
+                let there = known.iter().any(|(other, ..)| *other == node);
+                if known.len() < usize::from(region.replicas) && !there {
+                    known.push((node, lives[node], true));
+                }
+            }
+            let homes = known.iter().map(|(node, ..)| *node as u16);
+            places.homes.push(homes.collect());
+        }
+        Ok(places)
     }
 
-    fn mark_stale(&self, _marks: &[StaleMark<'_>]) -> Result<(), AuthorityError> {
-        self.ask()
+    fn mark_stale(&self, marks: &[StaleMark<'_>]) -> Result<(), AuthorityError> {
+        self.ask()?;
+        let mut state = self.throne.state.lock().expect("no panic");
+        for mark in marks {
+            let homes = state.homes.entry(mark.extent.get()).or_default();
+            let marked = homes
+                .iter_mut()
+                .filter(|(node, ..)| *node == index_of(mark.node));
+            marked.for_each(|(.., counts)| *counts = false);
+        }
+        Ok(())
     }
 
     fn report(&self, _node: &str, _seen: Sighting) {}
@@ -128,12 +177,47 @@ impl RegionAuthority for Seat {
         Ok(Vec::new())
     }
 
-    fn copied(&self, _extent: ExtentIndex, _node: &str) -> Result<(), AuthorityError> {
-        self.ask()
+    fn copied(&self, extent: ExtentIndex, node: &str) -> Result<(), AuthorityError> {
+        self.ask()?;
+        let node = index_of(node);
+        let life = self.throne.life(node);
+        let mut state = self.throne.state.lock().expect("no panic");
+        let homes = state.homes.entry(extent.get()).or_default();
+        homes.retain(|(other, ..)| *other != node);
+        homes.push((node, life, true));
+        Ok(())
     }
 
-    fn dropped(&self, _extent: ExtentIndex, _node: &str) -> Result<(), AuthorityError> {
-        self.ask()
+    fn dropped(&self, extent: ExtentIndex, node: &str) -> Result<(), AuthorityError> {
+        self.ask()?;
+        let mut state = self.throne.state.lock().expect("no panic");
+        let homes = state.homes.entry(extent.get()).or_default();
+        homes.retain(|(other, _, counts)| *other != index_of(node) || *counts);
+        Ok(())
+    }
+
+    fn homes(&self) -> Result<Option<KnownHomes>, AuthorityError> {
+        self.ask()?;
+        let state = self.throne.state.lock().expect("no panic");
+        let mut known = KnownHomes::default();
+        for (extent, homes) in state.homes.iter().filter(|(_, homes)| !homes.is_empty()) {
+            let replicas = homes.iter().map(|(node, life, counts)| {
+                let named = (self.throne.nodes[*node].clone(), Incarnation::new(*life));
+                let at = known.nodes.iter().position(|other| *other == named);
+                let at = at.unwrap_or_else(|| {
+                    known.nodes.push(named);
+                    known.nodes.len() - 1
+                });
+                (at as u16, *counts)
+            });
+            let replicas = replicas.collect();
+            known.extents.push(KnownExtent {
+                extent: ExtentIndex::new(*extent),
+                replicas,
+                lost: false,
+            });
+        }
+        Ok(Some(known))
     }
 
     fn grant(&self, _node: &str) -> Result<Option<Vec<u8>>, AuthorityError> {

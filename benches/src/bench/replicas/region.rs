@@ -69,6 +69,7 @@ impl RegionAuthority for Told {
         };
         Ok(Places {
             nodes: self.nodes.clone(),
+            lives: Vec::new(),
             homes: extents.iter().map(homes).collect(),
         })
     }
