@@ -61,7 +61,7 @@ impl Shared {
                     thin.away.fetch_add(1, Ordering::Relaxed);
                     Standing::Away
                 }
-                _ if thin.too_many(&mut asking, batch.len()) => continue,
+                _ if thin.too_many(&mut asking, &batch) => continue,
                 _ => {
                     thin.refused.fetch_add(1, Ordering::Relaxed);
                     if needed {

@@ -248,6 +248,10 @@ impl RemoteRegion for Remote {
 
     fn release(&self) {
         self.shared.released.store(true, Ordering::Release);
+        if let Some(thin) = &self.shared.thin {
+            // What is being placed just now is given back too.
+            drop(thin.ask());
+        }
         for link in self.shared.published.newest().links.iter() {
             link.release();
         }

@@ -241,10 +241,19 @@ impl Thin {
         self.stands(asking, Standing::Fine);
     }
 
-    /// There is no room for so many. True: ask for fewer at once; else later.
-    pub(super) fn too_many(&self, asking: &mut Asking, asked: usize) -> bool {
-        asking.most = (asked / 2).max(1);
-        asked > 1
+    /// There is no room for these. True: ask again, for fewer; else later.
+    ///
+    /// What is only to be placed ahead is left out first, and is not tried one by one: the last room there is
+    /// belongs to what is needed.
+    pub(super) fn too_many(&self, asking: &mut Asking, asked: &[ExtentIndex]) -> bool {
+        let needed = asked.iter().filter(|extent| self.touched.has(**extent));
+        let needed = needed.count();
+        asking.most = match needed {
+            0 => MOST,
+            _ if needed < asked.len() => needed,
+            _ => (needed / 2).max(1),
+        };
+        needed > 0 && asking.most < asked.len()
     }
 
     /// How the request ended; true if the one before ended otherwise.
@@ -321,21 +330,33 @@ mod tests {
     }
 
     #[test]
-    fn with_too_little_room_fewer_are_asked_for_the_needed_one_last() {
+    fn with_too_little_room_what_is_needed_comes_first_and_fewer_are_asked_for() {
         let thin = thin(0);
         thin.touch(ExtentIndex::new(50));
-        let mut asked = next(&thin).len();
-        assert_eq!(asked, 11);
-        while thin.too_many(&mut thin.ask(), asked) {
-            asked = next(&thin).len();
-        }
-        assert_eq!(next(&thin), [50]);
+        thin.touch(ExtentIndex::new(60));
+        thin.touch(ExtentIndex::new(70));
+        let refused = |thin: &Thin| {
+            let asked = next(thin);
+            let extents: Vec<_> = asked.iter().copied().map(ExtentIndex::new).collect();
+            (asked, thin.too_many(&mut thin.ask(), &extents))
+        };
+        let (asked, again) = refused(&thin);
+        assert!(asked.len() == 13 && again);
+        assert_eq!(refused(&thin), (vec![50, 60, 70], true));
+        assert_eq!(refused(&thin), (vec![50], false));
         assert!(thin.are_needed(&[ExtentIndex::new(50)]));
         assert!(thin.stands(&mut thin.ask(), Standing::Full));
         assert!(!thin.stands(&mut thin.ask(), Standing::Full), "said before");
         assert!(thin.is_full());
-        place(&thin, &[50]);
+        for extent in [50, 60, 70] {
+            place(&thin, &[extent]);
+        }
         assert!(!thin.is_full());
-        assert_eq!(next(&thin), [51, 52]);
+        // The reserve alone is asked for whole, or later: it does not take the last room.
+        assert!(!refused(&thin).1);
+        let whole = next(&thin);
+        assert_eq!(whole.len(), 10);
+        assert_eq!(refused(&thin), (whole.clone(), false));
+        assert_eq!(next(&thin), whole);
     }
 }
