@@ -3,13 +3,16 @@
 mod node_process;
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use mycoram_fabric::authority::StaticAuthority;
-use mycoram_fabric::pages::{Direction, LaneConfig, PageLane, RemoteRegion};
+use mycoram_fabric::pages::{
+    Direction, FrameIndex, LaneConfig, PageDone, PageLane, PageRequest, RemoteRegion, Which,
+};
 use mycoram_fabric::remote::{Remote, RemoteOptions, ReplicaState};
-use mycoram_fabric::units::{ByteCount, ExtentIndex, PAGE_BYTES};
+use mycoram_fabric::units::{ByteCount, ExtentIndex, PAGE_BYTES, PageIndex};
 use nix::sys::signal::Signal;
-use node_process::{Node, ask, create_replicated, placement};
+use node_process::{HANG, Node, ask, create_replicated, placement};
 
 /// Every page is written with its number and the round.
 fn write_all(lane: &mut dyn PageLane, pages: u32, round: u32) {
@@ -93,4 +96,75 @@ fn what_a_stopped_node_missed_is_never_read_again() {
     assert!(stale.clone().all(|replica| replica.name == "n0"));
     let mut lane = successor.open_lane(&hasty).expect("a lane");
     read_all(&mut *lane, pages, 2);
+}
+
+/// Reads the first `count` pages, all at once.
+fn read_at_once(lane: &mut dyn PageLane, count: u32) -> Vec<PageDone> {
+    for page in 0..count {
+        let request = PageRequest {
+            tag: page.into(),
+            direction: Direction::Read,
+            page: PageIndex::new(page),
+            run: 1,
+            frame: FrameIndex(page),
+            which: Which::Live,
+        };
+        lane.queue(request).expect("room");
+    }
+    lane.ring();
+    let until = Instant::now() + HANG;
+    let mut done = Vec::with_capacity(count as usize);
+    while done.len() < count as usize {
+        assert!(Instant::now() < until, "{} of {count}", done.len());
+        lane.poll(&mut done);
+        std::thread::yield_now();
+    }
+    assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+    done
+}
+
+fn is_stopped(node: &Node) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.child.id()));
+    let stat = stat.expect("our own child");
+    stat.rsplit_once(") ").expect("a name").1.starts_with('T')
+}
+
+/// More reads wait for a stopped node than may be asked for twice in a row: each is, in the end, long before
+/// its connection counts as broken.
+#[test]
+fn reads_go_on_however_many_a_stopped_node_holds_up() {
+    const STUCK: u32 = 48;
+    /// No more than these may be asked for twice in a row by the rule of one in sixteen.
+    const IN_A_ROW: u64 = 8;
+    let nodes = nodes();
+    let [a, b, _] = &nodes;
+    let remote = create_replicated(&[a, b], ByteCount::mib(4), 2).expect("room");
+    let patient = LaneConfig {
+        node_deadline_ms: 60_000,
+        ..LaneConfig::default()
+    };
+    let mut lane = remote.open_lane(&patient).expect("a lane");
+    write_all(&mut *lane, remote.pages().get(), 1);
+    read_all(&mut *lane, remote.pages().get(), 1);
+    // Who is nearest may be somebody else by the next read.
+    for _ in 0..20 {
+        let nearest = read_at_once(&mut *lane, 1)[0].node.expect("one node");
+        let nearest = &nodes[usize::from(nearest)];
+        nearest.signal(Signal::SIGSTOP);
+        let until = Instant::now() + HANG;
+        while !is_stopped(nearest) {
+            assert!(Instant::now() < until, "it does not stop");
+            std::thread::yield_now();
+        }
+        let before = remote.stats();
+        read_at_once(&mut *lane, STUCK);
+        let after = remote.stats();
+        nearest.signal(Signal::SIGCONT);
+        // Those it gave before it stopped would not have been asked for twice, too.
+        if after.hedges_won - before.hedges_won > 2 * IN_A_ROW {
+            assert_eq!(after.nodes_lost, 0);
+            return;
+        }
+    }
+    panic!("never were that many asked for twice: {:?}", remote.stats());
 }

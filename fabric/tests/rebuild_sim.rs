@@ -19,19 +19,13 @@ use mycoram_fabric::authority::RegionAuthority;
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageLane, PageRequest, RemoteRegion, Which,
 };
-use mycoram_fabric::placement::{FailureDomain, NodeEntry, RegionEntry};
 use mycoram_fabric::rebuild::{Pace, Rebuild, RebuildConfig};
 use mycoram_fabric::remote::{Remote, RemoteOptions, ReplicaState, Transports};
 use mycoram_fabric::transfer::TransferConfig;
-use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::transport::sim::{SimConfig, SimNetwork};
-use mycoram_fabric::units::{
-    ByteCount, Epoch, ExtentIndex, PAGE_BYTES, PageIndex, RegionId, TenantId,
-};
-use mycoram_fabric::wire::control::Token;
-use sim_cluster::{
-    Dice, Machine, Machines, NODES, SimClock, SimDial, control, core, index_of, machines,
-};
+use mycoram_fabric::units::{ByteCount, ExtentIndex, PAGE_BYTES, PageIndex};
+use sim_cluster::region::{contents, entries, options, region};
+use sim_cluster::{Dice, Machine, Machines, NODES, SimClock, fate, index_of, machines};
 
 const EXTENT_PAGES: u32 = 8;
 const EXTENTS: u32 = 6;
@@ -69,18 +63,6 @@ struct Story {
     deaths: u64,
 }
 
-fn contents(page: u32, version: u64) -> Vec<u8> {
-    if version == 0 {
-        return vec![0; PAGE_BYTES];
-    }
-    let word = (u64::from(page) << 40 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    word.to_le_bytes().repeat(PAGE_BYTES / 8)
-}
-
-fn bytes(pages: u32) -> ByteCount {
-    ByteCount::new(u64::from(pages) * PAGE_BYTES as u64)
-}
-
 fn lane_config() -> LaneConfig {
     LaneConfig {
         frames: FRAMES,
@@ -114,35 +96,10 @@ impl Story {
             ..SimConfig::seeded(seed)
         });
         let machines = machines(&network);
-        let options = RemoteOptions {
-            dial: Arc::new(SimDial {
-                network: network.clone(),
-                machines: Arc::clone(&machines),
-            }),
-            clock: Arc::new(SimClock(network.clone())),
-            watched: false,
-            owner: 1,
-            token: Token([7; 16]),
-            domain: FailureDomain::default(),
-            rebuild: None,
-            ahead: None,
-        };
-        let entries = (0..NODES).map(|index| NodeEntry {
-            name: format!("n{index}"),
-            control: control(index),
-            transport: TransportKind::Sim,
-            domain: FailureDomain::default(),
-        });
-        let healer = Healer::new(entries.collect(), EXTENTS);
+        let options = options(&network, &machines);
+        let healer = Healer::new(entries(), EXTENTS);
         let transports = Transports::new().with(Arc::new(network.transport()));
-        let region = RegionEntry {
-            id: RegionId::new(1),
-            tenant: TenantId::new(1),
-            epoch: Epoch::new(1),
-            bytes: bytes(PAGES),
-            extent_bytes: bytes(EXTENT_PAGES),
-            replicas: 2,
-        };
+        let region = region(PAGES, EXTENT_PAGES, 2);
         let authority = Arc::clone(&healer) as Arc<dyn RegionAuthority>;
         let remote = Remote::create(authority, &transports, &region, &options).expect("room");
         let lane = remote.open_lane(&lane_config()).expect("a lane");
@@ -270,27 +227,11 @@ impl Story {
 
     fn cut(&mut self) {
         let index = self.dice.roll(NODES as u64) as usize;
-        let now = self.network.now();
-        self.machine(index, |machine| {
-            let spared = machine.cut_since.is_some() || machine.left_alone_until > now;
-            if machine.core.is_some() && !spared {
-                machine.cut_since = Some(now);
-                self.network.cut(machine.data);
-            }
-        });
+        fate::cut(&self.network, &self.machines, index, CUT);
     }
 
     fn heal_in_time(&self) {
-        let now = self.network.now();
-        for index in 0..NODES {
-            self.machine(index, |machine| {
-                if machine.cut_since.is_some_and(|since| now - since >= CUT) {
-                    machine.cut_since = None;
-                    machine.left_alone_until = now + CUT;
-                    self.network.heal(machine.data);
-                }
-            });
-        }
+        fate::heal_in_time(&self.network, &self.machines);
     }
 
     /// Whether every extent has a live replica left without this node.
@@ -312,17 +253,7 @@ impl Story {
             return;
         }
         let whole_machine = self.dice.roll(2) == 0;
-        let killed = self.machine(index, |machine| {
-            let alive = machine.core.take().is_some();
-            if alive {
-                machine.machine_died = whole_machine;
-                match whole_machine {
-                    true => self.network.kill_machine(machine.data),
-                    false => self.network.kill_process(machine.data),
-                }
-            }
-            alive
-        });
+        let killed = fate::kill(&self.network, &self.machines, index, whole_machine);
         if killed {
             self.deaths += 1;
             self.unnoticed.insert(index);
@@ -343,18 +274,7 @@ impl Story {
             let mut counted = replicas.iter().filter(|replica| !replica.lost);
             !counted.any(|replica| index_of(&replica.name) == index)
         });
-        let network = self.network.clone();
-        let restarted = known
-            && self.machine(index, |machine| {
-                let dead = machine.core.is_none() && machine.cut_since.is_none();
-                if dead {
-                    machine.incarnation += 1;
-                    machine.machine_died = false;
-                    let (core, _) = core(&network, Some(machine.data), machine.incarnation);
-                    machine.core = Some(core);
-                }
-                dead
-            });
+        let restarted = known && fate::restart(&self.network, &self.machines, index);
         if restarted {
             self.unnoticed.remove(&index);
             self.healer.node_up(index);

@@ -19,17 +19,14 @@ use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
     Which,
 };
-use mycoram_fabric::placement::{FailureDomain, NodeEntry, RegionEntry, RoundRobin};
+use mycoram_fabric::placement::{NodeEntry, RoundRobin};
 use mycoram_fabric::remote::{Ahead, Remote, RemoteOptions, ReplicaState, Transports};
-use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::transport::sim::{SimConfig, SimNetwork};
-use mycoram_fabric::units::{
-    ByteCount, Epoch, ExtentIndex, PAGE_BYTES, PageIndex, RegionId, TenantId,
-};
-use mycoram_fabric::wire::control::Token;
+use mycoram_fabric::units::{ByteCount, ExtentIndex, PAGE_BYTES, PageIndex};
 use sim_cluster::authority::Throne;
 use sim_cluster::copier::Copier;
-use sim_cluster::{Dice, Machine, Machines, NODES, SimClock, SimDial, control, core, machines};
+use sim_cluster::region::{contents, entries, options, region};
+use sim_cluster::{Dice, Machine, Machines, NODES, fate, machines};
 
 const EXTENT_PAGES: u32 = 4;
 const EXTENT_BYTES: u64 = EXTENT_PAGES as u64 * PAGE_BYTES as u64;
@@ -46,8 +43,16 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// What a fenced owner writes. No page ever contains it.
 const POISON: u64 = (1 << 40) - 1;
 
+/// With several replicas a node is cut off for so long now and then, where others have all that it has: it
+/// is given up meanwhile, and comes back with pages that it missed.
+const CUT_FOR_LONG: Duration = Duration::from_secs(10);
+
+fn is_cut_for_long(machine: &Machine) -> bool {
+    machine.cut_since.is_some() && machine.cut_for == CUT_FOR_LONG
+}
+
 /// The network of a story.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Weather {
     /// A little loss.
     Fair,
@@ -137,15 +142,8 @@ struct Story {
     died: BTreeSet<usize>,
     answered: u64,
     lost: u64,
+    long_cuts: u64,
     fenced: bool,
-}
-
-fn contents(page: u32, version: u64) -> Vec<u8> {
-    if version == 0 {
-        return vec![0; PAGE_BYTES];
-    }
-    let word = (u64::from(page) << 40 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    word.to_le_bytes().repeat(PAGE_BYTES / 8)
 }
 
 /// The first of each request's frames.
@@ -168,38 +166,15 @@ impl Story {
         let network = SimNetwork::new(weather.config(seed));
         let machines = machines(&network);
         let options = RemoteOptions {
-            dial: Arc::new(SimDial {
-                network: network.clone(),
-                machines: Arc::clone(&machines),
-            }),
-            clock: Arc::new(SimClock(network.clone())),
-            watched: false,
-            owner: 1,
-            token: Token([7; 16]),
-            domain: FailureDomain::default(),
-            rebuild: None,
             ahead: (seed % 2 == 1).then_some(Ahead {
                 low: ByteCount::new(2 * EXTENT_BYTES),
                 high: ByteCount::new(4 * EXTENT_BYTES),
             }),
+            ..options(&network, &machines)
         };
-        let entries = (0..NODES).map(|index| NodeEntry {
-            name: format!("n{index}"),
-            control: control(index),
-            transport: TransportKind::Sim,
-            domain: FailureDomain::default(),
-        });
         let transports = Transports::new().with(Arc::new(network.transport()));
-        let bytes = |pages: u32| ByteCount::new(u64::from(pages) * PAGE_BYTES as u64);
-        let region = RegionEntry {
-            id: RegionId::new(1),
-            tenant: TenantId::new(1),
-            epoch: Epoch::new(1),
-            bytes: bytes(PAGES),
-            extent_bytes: bytes(EXTENT_PAGES),
-            replicas,
-        };
-        let entries: Vec<_> = entries.collect();
+        let region = region(PAGES, EXTENT_PAGES, replicas);
+        let entries = entries();
         let throne = Throne::new(RoundRobin(entries.clone()), &machines, seed);
         let mut made = None;
         // The authority is away at times.
@@ -247,6 +222,7 @@ impl Story {
             died: BTreeSet::new(),
             answered: 0,
             lost: 0,
+            long_cuts: 0,
             fenced: false,
         };
         story.note_places();
@@ -429,37 +405,27 @@ impl Story {
         change(&mut self.machines[index].lock().expect("no panic"))
     }
 
+    /// Cuts a node off: mostly for a while, now and then until long after it was given up.
     fn cut(&mut self) {
         let index = self.dice.roll(NODES as u64) as usize;
-        let now = self.network.now();
-        self.machine(index, |machine| {
-            if machine.core.is_some()
-                && machine.cut_since.is_none()
-                && machine.left_alone_until <= now
-            {
-                machine.cut_since = Some(now);
-                self.network.cut(machine.data);
-            }
-        });
+        let replicated = self.replicas > 1 && self.weather == Weather::Fair;
+        let length = match replicated && self.dice.roll(4) == 0 && self.can_spare(index) {
+            true => CUT_FOR_LONG,
+            false => CUT,
+        };
+        let struck = fate::cut(&self.network, &self.machines, index, length);
+        self.long_cuts += u64::from(struck && length == CUT_FOR_LONG);
     }
 
     fn heal_in_time(&self) {
-        let now = self.network.now();
-        for index in 0..NODES {
-            self.machine(index, |machine| {
-                if machine.cut_since.is_some_and(|since| now - since >= CUT) {
-                    machine.cut_since = None;
-                    machine.left_alone_until = now + CUT;
-                    self.network.heal(machine.data);
-                }
-            });
-        }
+        fate::heal_in_time(&self.network, &self.machines);
     }
 
     /// Whether every extent has a live replica left without this node.
     fn can_spare(&self, index: usize) -> bool {
         let machines = (0..NODES).filter(|other| *other != index);
-        let left = machines.filter(|other| self.machine(*other, |machine| machine.core.is_some()));
+        let there = |machine: &mut Machine| machine.core.is_some() && !is_cut_for_long(machine);
+        let left = machines.filter(|other| self.machine(*other, there));
         if left.count() < usize::from(self.replicas) {
             // What is not placed yet needs so many.
             return false;
@@ -474,6 +440,7 @@ impl Story {
                 let node = sim_cluster::index_of(&replica.name);
                 let lives = self.machine(node, |machine| {
                     machine.core.is_some()
+                        && !is_cut_for_long(machine)
                         && self.lives.get(&(extent, node)) == Some(&machine.incarnation)
                 });
                 node != index && lives && !replica.lost && replica.state == ReplicaState::Live
@@ -487,18 +454,7 @@ impl Story {
             return;
         }
         let whole_machine = self.dice.roll(2) == 0;
-        let killed = self.machine(index, |machine| {
-            let alive = machine.core.take().is_some();
-            if alive {
-                machine.machine_died = whole_machine;
-                if whole_machine {
-                    self.network.kill_machine(machine.data);
-                } else {
-                    self.network.kill_process(machine.data);
-                }
-            }
-            alive
-        });
+        let killed = fate::kill(&self.network, &self.machines, index, whole_machine);
         if killed {
             self.died.insert(index);
         }
@@ -506,15 +462,7 @@ impl Story {
 
     fn restart(&mut self) {
         let index = self.dice.roll(NODES as u64) as usize;
-        let network = self.network.clone();
-        self.machine(index, |machine| {
-            if machine.core.is_none() && machine.cut_since.is_none() {
-                machine.incarnation += 1;
-                machine.machine_died = false;
-                let (core, _) = core(&network, Some(machine.data), machine.incarnation);
-                machine.core = Some(core);
-            }
-        });
+        fate::restart(&self.network, &self.machines, index);
     }
 
     /// Begins one more replica of an extent, where there are several.
@@ -707,6 +655,7 @@ struct Told {
     held: u64,
     refused: u64,
     adopted: u64,
+    long_cuts: u64,
 }
 
 fn tell(seed: u64, weather: Weather, replicas: u8) -> Told {
@@ -728,6 +677,7 @@ fn tell(seed: u64, weather: Weather, replicas: u8) -> Told {
         held: story.held,
         refused: story.refused,
         adopted: story.adopted,
+        long_cuts: story.long_cuts,
     }
 }
 
@@ -750,6 +700,7 @@ fn tell_all(seeds: u64, weather: Weather, replicas: u8) -> Option<Told> {
         all.held += told.held;
         all.refused += told.refused;
         all.adopted += told.adopted;
+        all.long_cuts += told.long_cuts;
     }
     Some(all)
 }
@@ -774,7 +725,7 @@ fn with_two_replicas_no_page_is_lost_when_any_node_dies() {
     assert_eq!(told.lost, 0);
     assert!(told.answered > 2000, "{told:?}");
     assert!(told.failovers > 0 && told.stale > 0, "{told:?}");
-    assert!(told.copied > 0, "{told:?}");
+    assert!(told.copied > 0 && told.long_cuts > 0, "{told:?}");
     assert!(told.held > 0 && told.refused > 0, "{told:?}");
     assert!(told.adopted > 0, "{told:?}");
 }
@@ -808,4 +759,56 @@ fn the_same_seed_tells_the_same_story() {
             assert_eq!(told, tell(seed, weather, replicas));
         }
     }
+}
+
+/// More reads wait for a node that says nothing than may be asked for twice in a row. Each is, all the same,
+/// when it has waited for long enough, and none waits until the node is given up.
+#[test]
+fn reads_that_a_silent_node_holds_up_are_asked_for_elsewhere_however_many_they_are() {
+    const STUCK: u32 = 32;
+    /// Far below the time after which a queue pair counts as broken.
+    const SOON: Duration = Duration::from_millis(600);
+    let story = Story::begin(2, Weather::Fair, 2);
+    let config = LaneConfig {
+        depth: STUCK,
+        ..lane_config(Weather::Fair)
+    };
+    let mut lane = story.remote.open_lane(&config).expect("a lane");
+    let mut read = |count: u32, within: Duration| {
+        for nth in 0..count {
+            let request = PageRequest {
+                tag: nth.into(),
+                direction: Direction::Read,
+                page: PageIndex::new(nth % EXTENT_PAGES),
+                run: 1,
+                frame: FrameIndex(nth),
+                which: Which::Live,
+            };
+            lane.queue(request).expect("room");
+        }
+        lane.ring();
+        let until = story.network.now() + within;
+        let (mut done, mut left) = (Vec::with_capacity(STUCK as usize), count);
+        while left > 0 {
+            assert!(story.network.now() < until, "{left} reads are not answered");
+            story.network.advance(Duration::from_micros(50));
+            done.clear();
+            left -= lane.poll(&mut done) as u32;
+            assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+        }
+        usize::from(done[0].node.expect("from one node"))
+    };
+    // Until it is known how long reads take.
+    for _ in 0..400 {
+        read(1, PATIENCE);
+    }
+    // Whoever is nearest now has all the next reads.
+    let nearest = read(1, PATIENCE);
+    fate::cut(&story.network, &story.machines, nearest, CUT_FOR_LONG);
+    let before = story.remote.stats();
+    let other = read(STUCK, SOON);
+    let after = story.remote.stats();
+    assert_ne!(nearest, other);
+    assert_eq!(after.hedges_won - before.hedges_won, u64::from(STUCK));
+    assert_eq!(after.nodes_lost, 0);
 }

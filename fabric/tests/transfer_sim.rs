@@ -11,17 +11,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mycoram_fabric::placement::{FailureDomain, NodeEntry};
 use mycoram_fabric::session::Identity;
 use mycoram_fabric::transfer::{
     Endpoint, EndpointIndex, MemoryIndex, NodeAccess, NodeEndpoint, Piece, Place, Transfer,
     TransferConfig, Why,
 };
 use mycoram_fabric::transport::sim::{SimConfig, SimNetwork};
-use mycoram_fabric::transport::{Mapping, RemoteSlice, Transport, TransportKind};
+use mycoram_fabric::transport::{Mapping, RemoteSlice, Transport};
 use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, RemoteAddr, TenantId};
 use mycoram_fabric::wire::control::{Grant, Token};
-use sim_cluster::{Dice, Machines, NODE_BYTES, NODES, SimClock, SimDial, control, machines};
+use sim_cluster::region::{dial, entry};
+use sim_cluster::{Dice, Machines, NODE_BYTES, NODES, SimClock, fate, machines};
 
 const EXTENT: u64 = NODE_BYTES / 2;
 /// The upper half of each memory is where pieces go, a slot each.
@@ -50,7 +50,6 @@ struct Story {
     again: Vec<Piece>,
     arrived: Vec<Piece>,
     died: BTreeSet<usize>,
-    cut: BTreeMap<usize, Duration>,
 }
 
 impl Story {
@@ -77,12 +76,6 @@ impl Story {
         .expect("memory");
         let mut ends = Vec::new();
         for node in 0..NODES {
-            let entry = NodeEntry {
-                name: format!("n{node}"),
-                control: control(node),
-                transport: TransportKind::Sim,
-                domain: FailureDomain::default(),
-            };
             let identity = Identity {
                 tenant: TenantId::new(1),
                 region: RegionId::new(1),
@@ -90,17 +83,13 @@ impl Story {
                 token: Token([3; 16]),
                 owner: 1,
             };
-            let dial = Arc::new(SimDial {
-                network: network.clone(),
-                machines: Arc::clone(&machines),
-            });
             let access = NodeAccess {
-                dial,
+                dial: dial(&network, &machines),
                 identity,
                 authority: None,
                 keep_alive: false,
             };
-            let end = NodeEndpoint::open(&entry, Arc::clone(&transport), &access, true);
+            let end = NodeEndpoint::open(&entry(node), Arc::clone(&transport), &access, true);
             let end = Arc::new(end.expect("alive"));
             let extent = [ExtentIndex::new(0)];
             let grants = end.allocate(ByteCount::new(EXTENT), &extent).expect("room");
@@ -123,7 +112,6 @@ impl Story {
             again: Vec::new(),
             arrived: Vec::new(),
             died: BTreeSet::new(),
-            cut: BTreeMap::new(),
         };
         // Each node's lower half is full before anything happens; then our own.
         for node in 0..NODES {
@@ -229,31 +217,13 @@ impl Story {
         }
     }
 
-    fn heal_in_time(&mut self) {
-        let now = self.network.now();
-        let over: Vec<_> = self
-            .cut
-            .iter()
-            .filter(|(_, since)| now - **since >= CUT)
-            .collect();
-        let over: Vec<_> = over.into_iter().map(|(node, _)| *node).collect();
-        for node in over {
-            self.cut.remove(&node);
-            let mut machine = self.machines[node].lock().expect("no panic");
-            machine.cut_since = None;
-            self.network.heal(machine.data);
-        }
+    fn heal_in_time(&self) {
+        fate::heal_in_time(&self.network, &self.machines);
     }
 
     fn cut_off(&mut self) {
         let node = self.dice.roll(NODES as u64) as usize;
-        let now = self.network.now();
-        let mut machine = self.machines[node].lock().expect("no panic");
-        if machine.core.is_some() && !self.cut.contains_key(&node) {
-            machine.cut_since = Some(now);
-            self.network.cut(machine.data);
-            self.cut.insert(node, now);
-        }
+        fate::cut(&self.network, &self.machines, node, CUT);
     }
 
     fn kill(&mut self) {
@@ -262,14 +232,7 @@ impl Story {
             return;
         }
         let whole_machine = self.dice.roll(2) == 0;
-        let mut machine = self.machines[node].lock().expect("no panic");
-        if machine.core.take().is_some() {
-            machine.machine_died = whole_machine;
-            if whole_machine {
-                self.network.kill_machine(machine.data);
-            } else {
-                self.network.kill_process(machine.data);
-            }
+        if fate::kill(&self.network, &self.machines, node, whole_machine) {
             self.died.insert(node);
         }
     }
@@ -298,12 +261,8 @@ impl Story {
         }
         self.play_out();
         // Nothing is cut off any more, so whatever is left arrives, or its node is dead.
-        for node in 0..NODES {
-            let mut machine = self.machines[node].lock().expect("no panic");
-            machine.cut_since = None;
-            self.network.heal(machine.data);
-        }
-        self.cut.clear();
+        self.network.advance(CUT);
+        self.heal_in_time();
         for _ in 0..3 {
             for piece in std::mem::take(&mut self.again) {
                 self.queue(piece);

@@ -1,8 +1,14 @@
 //! Memory nodes of this process, for tests, and pages with known contents on them.
 
 #![allow(dead_code, reason = "each test file uses its part of this")]
+#![allow(unused_imports, reason = "each test file uses its part of this")]
 
-use std::collections::HashMap;
+mod pages;
+mod process;
+
+pub(crate) use pages::Pages;
+pub(crate) use process::{NodeProcess, serve_as_node};
+
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,21 +17,15 @@ use mycoram_fabric::authority::{RegionAuthority, StaticAuthority};
 use mycoram_fabric::node::{
     Bounds, GrantCheck, HugePages, MemoryNode, NodeConfig, Pool, start_data_server,
 };
-use mycoram_fabric::pages::{
-    Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
-    Which,
-};
 use mycoram_fabric::placement::{FailureDomain, NodeEntry, RegionEntry, RoundRobin};
 use mycoram_fabric::remote::{Ahead, CreateError, Remote, RemoteOptions, ReopenError, Transports};
 use mycoram_fabric::session::{Channel, TcpChannel};
 use mycoram_fabric::transport::tcp::TcpTransport;
 use mycoram_fabric::transport::{
-    AdmitError, Armed, DataServer, ErrorKind, Export, ExportError, Mapping, Operation,
-    QueuePairConfig, RemoteSlice, Ticket, Transport, TransportKind, WorkId, WorkRequest,
+    AdmitError, DataServer, ErrorKind, Export, ExportError, Mapping, Operation, QueuePairConfig,
+    RemoteSlice, Ticket, Transport, TransportKind, WorkId, WorkRequest,
 };
-use mycoram_fabric::units::{
-    ByteCount, Epoch, PAGE_BYTES, PageIndex, RegionId, RemoteAddr, Rkey, TenantId,
-};
+use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, RegionId, RemoteAddr, Rkey, TenantId};
 use mycoram_fabric::wire::control::StatusReport;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -52,7 +52,7 @@ pub(crate) enum Fabric {
 }
 
 impl Fabric {
-    fn kind(self) -> TransportKind {
+    pub(crate) fn kind(self) -> TransportKind {
         match self {
             Self::Tcp => TransportKind::Tcp,
             Self::Verbs(_) => TransportKind::Verbs,
@@ -64,6 +64,30 @@ impl Fabric {
             Self::Tcp => LOOPBACK,
             Self::Verbs(address) => address,
         }
+    }
+
+    /// The entry of the `nth` node, which is spoken to at `control`.
+    pub(crate) fn entry(self, nth: usize, control: SocketAddr) -> NodeEntry {
+        NodeEntry {
+            name: format!("n{nth}"),
+            control,
+            transport: self.kind(),
+            domain: FailureDomain::default(),
+        }
+    }
+
+    /// A memory node in this process, and its data server.
+    fn serve(self, bytes: u64, config: &NodeConfig) -> (MemoryNode, Arc<Breakable>) {
+        let pool = Pool::reserve(ByteCount::new(bytes), HugePages::Off).expect("memory");
+        let mapping = Arc::clone(pool.mapping());
+        let data = start_data_server(self.kind(), self.listen(), mapping);
+        let data = Arc::new(Breakable {
+            server: data.expect("a data server"),
+            tickets: Mutex::default(),
+        });
+        let served: Arc<dyn DataServer> = Arc::clone(&data) as _;
+        let node = MemoryNode::start(config, pool, served).expect("a node");
+        (node, data)
     }
 }
 
@@ -141,12 +165,12 @@ pub(crate) fn read_word(
 }
 
 /// A transport of its own.
-pub(crate) fn transport(fabric: Fabric) -> Box<dyn Transport> {
+pub(crate) fn transport(fabric: Fabric) -> Arc<dyn Transport> {
     match fabric {
-        Fabric::Tcp => Box::new(TcpTransport::new().expect("io_uring")),
+        Fabric::Tcp => Arc::new(TcpTransport::new().expect("io_uring")),
         #[cfg(any(feature = "verbs", feature = "rdma-sys"))]
         Fabric::Verbs(_) => {
-            Box::new(mycoram_fabric::transport::verbs::VerbsTransport::open().expect("a device"))
+            Arc::new(mycoram_fabric::transport::verbs::VerbsTransport::open().expect("a device"))
         }
         #[cfg(not(any(feature = "verbs", feature = "rdma-sys")))]
         Fabric::Verbs(_) => unreachable!("not in this build"),
@@ -169,15 +193,7 @@ pub(crate) struct TestNode {
 
 impl TestNode {
     fn start(fabric: Fabric, bytes: u64, config: NodeConfig) -> Self {
-        let pool = Pool::reserve(ByteCount::new(bytes), HugePages::Off).expect("memory");
-        let mapping = Arc::clone(pool.mapping());
-        let data = start_data_server(fabric.kind(), fabric.listen(), mapping);
-        let data = Arc::new(Breakable {
-            server: data.expect("a data server"),
-            tickets: Mutex::default(),
-        });
-        let served: Arc<dyn DataServer> = Arc::clone(&data) as _;
-        let node = MemoryNode::start(&config, pool, served).expect("a node");
+        let (node, data) = fabric.serve(bytes, &config);
         Self {
             fabric,
             bytes,
@@ -266,12 +282,8 @@ impl Cluster {
                 TestNode::start(fabric, *bytes, config)
             })
             .collect();
-        let entries = nodes.iter().enumerate().map(|(n, node)| NodeEntry {
-            name: format!("n{n}"),
-            control: node.control,
-            transport: fabric.kind(),
-            domain: FailureDomain::default(),
-        });
+        let entries = nodes.iter().enumerate();
+        let entries = entries.map(|(nth, node)| fabric.entry(nth, node.control));
         let entries = RoundRobin(entries.collect());
         Self {
             transports: Transports::for_nodes(&entries.0).expect("a transport"),
@@ -359,180 +371,5 @@ impl Cluster {
     /// The entry of a node.
     pub(crate) fn entry(&self, node: usize) -> &NodeEntry {
         &self.entries.0[node]
-    }
-}
-
-/// A lane, and what was written over it.
-pub(crate) struct Pages {
-    lane: Box<dyn PageLane>,
-    versions: HashMap<u32, u64>,
-    next_version: u64,
-    started: usize,
-    done: Vec<PageDone>,
-    /// Where the last answer came from.
-    pub(crate) node: Option<u16>,
-}
-
-impl Pages {
-    pub(crate) fn open(remote: &dyn RemoteRegion, config: &LaneConfig) -> Self {
-        Self {
-            lane: remote.open_lane(config).expect("a lane"),
-            versions: HashMap::new(),
-            next_version: 1,
-            started: 0,
-            done: Vec::with_capacity(64),
-            node: None,
-        }
-    }
-
-    /// Knows what another lane has written.
-    pub(crate) fn adopt(&mut self, other: &Self) {
-        self.versions.clone_from(&other.versions);
-        self.next_version = other.next_version;
-    }
-
-    fn contents(page: u32, version: u64) -> Vec<u8> {
-        let word = (u64::from(page) << 32 | version).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        word.to_le_bytes().repeat(PAGE_BYTES / 8)
-    }
-
-    /// Starts a request from or into the frames from 0 on, whose contents nobody looks at.
-    pub(crate) fn start(&mut self, direction: Direction, page: u32, run: u16) {
-        self.start_at(direction, Which::Live, page, run);
-    }
-
-    fn start_at(&mut self, direction: Direction, which: Which, page: u32, run: u16) {
-        let request = PageRequest {
-            tag: u64::from(page),
-            direction,
-            page: PageIndex::new(page),
-            run,
-            frame: FrameIndex(0),
-            which,
-        };
-        self.lane.queue(request).expect("room in the lane");
-        self.lane.ring();
-        self.started += 1;
-    }
-
-    /// Waits for all that was started, as an agent does: by its descriptors.
-    pub(crate) fn finish(&mut self) -> Vec<(u64, Result<(), PageError>)> {
-        let until = Instant::now() + HANG;
-        let mut answers = Vec::new();
-        while answers.len() < self.started {
-            assert!(Instant::now() < until, "a request was never answered");
-            self.done.clear();
-            if self.lane.poll(&mut self.done) == 0 && self.lane.arm() == Armed::Waiting {
-                let mut fds = Vec::new();
-                self.lane.readiness(&mut |fd| {
-                    fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
-                });
-                let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(5000u16));
-            }
-            answers.extend(self.done.iter().map(|done| (done.tag, done.result)));
-            self.node = self.done.last().map_or(self.node, |done| done.node);
-        }
-        self.started = 0;
-        answers
-    }
-
-    fn one(&mut self, direction: Direction, page: u32, run: u16) -> Result<(), PageError> {
-        self.one_at(direction, Which::Live, page, run)
-    }
-
-    /// One request from or into the frames from 0 on.
-    pub(crate) fn one_at(
-        &mut self,
-        direction: Direction,
-        which: Which,
-        page: u32,
-        run: u16,
-    ) -> Result<(), PageError> {
-        assert_eq!(self.started, 0, "others are under way");
-        self.start_at(direction, which, page, run);
-        let answers = self.finish();
-        assert_eq!(answers.len(), 1);
-        answers[0].1
-    }
-
-    /// Writes new contents to a run of pages.
-    pub(crate) fn write(&mut self, page: u32, run: u16) -> Result<(), PageError> {
-        let version = self.next_version;
-        self.next_version += 1;
-        for nth in 0..u32::from(run) {
-            let bytes = Self::contents(page + nth, version);
-            let frames = self.lane.frames();
-            frames
-                .copy_in(nth as usize * PAGE_BYTES, &bytes)
-                .expect("frames");
-        }
-        self.one(Direction::Write, page, run)?;
-        for nth in 0..u32::from(run) {
-            self.versions.insert(page + nth, version);
-        }
-        Ok(())
-    }
-
-    /// Fills the frames from 0 on.
-    pub(crate) fn fill(&mut self, bytes: &[u8]) {
-        self.lane.frames().copy_in(0, bytes).expect("frames");
-    }
-
-    /// The bytes in the frames from 0 on.
-    pub(crate) fn copy_out(&self, bytes: &mut [u8]) {
-        self.lane.frames().copy_out(0, bytes).expect("frames");
-    }
-
-    /// Nobody waits for places any more.
-    pub(crate) fn give_up_unplaced(&mut self) {
-        self.lane.give_up_unplaced();
-    }
-
-    /// Lets the lane do what it has to.
-    pub(crate) fn poll(&mut self) {
-        assert_eq!(self.started, 0, "others are under way");
-        self.lane.poll(&mut self.done);
-    }
-
-    /// Whether a thread that waits for the lane would sleep.
-    pub(crate) fn would_sleep(&mut self) -> bool {
-        self.poll();
-        if self.lane.arm() == Armed::Ready {
-            return false;
-        }
-        let mut fds = Vec::new();
-        self.lane.readiness(&mut |fd| {
-            fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
-        });
-        nix::poll::poll(&mut fds, nix::poll::PollTimeout::ZERO) == Ok(0)
-    }
-
-    /// What a page was last written with.
-    pub(crate) fn expected(&self, page: u32) -> Vec<u8> {
-        match self.versions.get(&page) {
-            Some(version) => Self::contents(page, *version),
-            None => vec![0; PAGE_BYTES],
-        }
-    }
-
-    pub(crate) fn read_raw(&mut self, page: u32, run: u16) -> Result<Vec<u8>, PageError> {
-        let mut bytes = vec![0xee; usize::from(run) * PAGE_BYTES];
-        self.lane.frames().copy_in(0, &bytes).expect("frames");
-        self.one(Direction::Read, page, run)?;
-        self.lane.frames().copy_out(0, &mut bytes).expect("frames");
-        Ok(bytes)
-    }
-
-    /// Reads a run of pages, and sees that each is as it was last written.
-    pub(crate) fn read_back(&mut self, page: u32, run: u16) -> Result<(), PageError> {
-        let bytes = self.read_raw(page, run)?;
-        for (nth, found) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
-            let page = page + nth as u32;
-            assert!(
-                found == self.expected(page),
-                "page {page} is not as it was written"
-            );
-        }
-        Ok(())
     }
 }

@@ -5,6 +5,8 @@
 
 pub(crate) mod authority;
 pub(crate) mod copier;
+pub(crate) mod fate;
+pub(crate) mod region;
 
 use std::io;
 use std::net::SocketAddr;
@@ -42,6 +44,7 @@ pub(crate) struct Machine {
     pub(crate) core: Option<NodeCore>,
     pub(crate) incarnation: u64,
     pub(crate) cut_since: Option<Duration>,
+    pub(crate) cut_for: Duration,
     pub(crate) left_alone_until: Duration,
     pub(crate) machine_died: bool,
     pub(crate) data: SocketAddr,
@@ -187,6 +190,7 @@ pub(crate) fn machines(network: &SimNetwork) -> Machines {
             core: Some(core),
             incarnation,
             cut_since: None,
+            cut_for: Duration::ZERO,
             left_alone_until: Duration::ZERO,
             machine_died: false,
             data,
