@@ -9,6 +9,7 @@
 //! ```
 
 mod bench;
+mod bounds;
 mod child;
 mod cpu_time;
 mod floor;
@@ -59,7 +60,7 @@ enum Command {
     /// Against the kernel's swap over NVMe-oF RDMA; in the test bed only.
     Peers(Options),
     /// What a second replica costs, how soon a dead node is got over, rebuild, placement.
-    Replicas(Options),
+    Replicas(ReplicaOptions),
     /// The names of the benches, one a line.
     List,
     #[command(hide = true)]
@@ -105,14 +106,27 @@ struct Options {
     anywhere: bool,
 }
 
+#[derive(Args)]
+struct ReplicaOptions {
+    #[command(flatten)]
+    options: Options,
+    /// What is measured; may be given again. All of it if not given.
+    #[arg(long = "part", value_enum)]
+    parts: Vec<bench::replicas::Part>,
+}
+
 impl Options {
-    /// A quarter of the region is local.
-    fn setting(&self, default: TransportKind, region: ByteCount) -> Setting {
-        let transport = match self.transport {
+    fn transport(&self, default: TransportKind) -> TransportKind {
+        match self.transport {
             Some(TransportName::Tcp) => TransportKind::Tcp,
             Some(TransportName::Verbs) => TransportKind::Verbs,
             None => default,
-        };
+        }
+    }
+
+    /// A quarter of the region is local.
+    fn setting(&self, default: TransportKind, region: ByteCount) -> Setting {
+        let transport = self.transport(default);
         let placement = if self.anywhere {
             Placement {
                 program_cpu: None,
@@ -174,9 +188,9 @@ fn main() -> ExitCode {
             let found = bench::peers::run(&parameters);
             finish("peers", &options, parameters, found, bench::peers::nothing)
         }
-        Command::Replicas(options) => {
-            let parameters =
-                bench::replicas::parameters(options.setting(TransportKind::Tcp, options.region));
+        Command::Replicas(ReplicaOptions { options, parts }) => {
+            let setting = options.setting(TransportKind::Tcp, options.region);
+            let parameters = bench::replicas::parameters(setting, &parts);
             let found = bench::replicas::run(&parameters);
             finish(
                 "replicas",
@@ -217,11 +231,16 @@ fn finish<P: Serialize>(
 ) -> ExitCode {
     let failure = found.as_ref().err().map(|error| in_words(error));
     let findings = found.unwrap_or_else(|_| nothing().into());
+    let transport = options.transport(TransportKind::Tcp);
+    let judged = |metric: Metric| {
+        let bound = bounds::of(metric.name(), transport);
+        metric.beside(bound)
+    };
     let report = Report {
         bench: name,
         machine: machine::Machine::this(),
         parameters,
-        metrics: findings.metrics,
+        metrics: findings.metrics.into_iter().map(judged).collect(),
         breakdown: findings.breakdown,
         failure: failure.clone(),
     };

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::bench::Breakdown;
+use crate::bounds::Bound;
 use crate::machine::Machine;
 
 /// One figure.
@@ -61,9 +62,18 @@ impl Metric {
         }
     }
 
-    /// Whether it is the figure of that name.
-    pub(crate) fn is(&self, name: &str) -> bool {
-        self.name == name
+    /// What it is called.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Beside its bound.
+    pub(crate) fn beside(self, bound: Option<Bound>) -> Judged {
+        Judged {
+            holds: bound.and_then(|bound| Some(bound.holds(self.value?))),
+            bound,
+            metric: self,
+        }
     }
 
     /// A figure that could not be taken.
@@ -78,6 +88,35 @@ impl Metric {
     }
 }
 
+/// A figure, and what it is to be.
+#[derive(Debug, Serialize)]
+pub(crate) struct Judged {
+    #[serde(flatten)]
+    metric: Metric,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bound: Option<Bound>,
+    /// Not said of figures that are missing, or have no bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holds: Option<bool>,
+}
+
+impl std::fmt::Display for Judged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Metric {
+            name, value, unit, ..
+        } = &self.metric;
+        match value {
+            Some(value) => write!(f, "{name:<40} {value:>14.3} {unit}")?,
+            None => write!(f, "{name:<40} {:>14} {unit}", "none")?,
+        }
+        match (self.bound, self.holds) {
+            (Some(bound), Some(true)) => write!(f, " ({bound})"),
+            (Some(bound), Some(false)) => write!(f, " (MISSES {bound})"),
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+}
+
 /// What a bench found.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report<P: Serialize> {
@@ -85,7 +124,7 @@ pub(crate) struct Report<P: Serialize> {
     #[serde(flatten)]
     pub(crate) machine: Machine,
     pub(crate) parameters: P,
-    pub(crate) metrics: Vec<Metric>,
+    pub(crate) metrics: Vec<Judged>,
     /// Where the time went.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) breakdown: Vec<Breakdown>,
@@ -98,10 +137,7 @@ impl<P: Serialize> Report<P> {
     /// Writes the document to `path`, and a line a figure to standard error.
     pub(crate) fn write(&self, path: Option<&Path>) -> std::io::Result<()> {
         for metric in &self.metrics {
-            match metric.value {
-                Some(value) => eprintln!("{:<40} {value:>14.3} {}", metric.name, metric.unit),
-                None => eprintln!("{:<40} {:>14} {}", metric.name, "none", metric.unit),
-            }
+            eprintln!("{metric}");
         }
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');

@@ -3,7 +3,8 @@
 //! One node is killed (its peers see the connection end) or stopped (they see nothing) while single pages are
 //! read one after the other; the longest read after that is the figure. What a stopped node costs is taken
 //! over the time after which the transport itself gives a silent peer up; it is negative where a second
-//! replica was asked before.
+//! replica was asked before. A burst of reads beside it, more than may be asked for twice in a row, says what
+//! waits for patience to end.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub(super) struct Parameters {
     reads_before: u32,
     /// How long is read after it, ms.
     after_ms: u64,
+    /// Reads at once, where a burst is.
+    burst: u32,
     region_bytes: u64,
     extent_bytes: u64,
 }
@@ -31,6 +34,7 @@ impl Default for Parameters {
         Self {
             reads_before: 4_000,
             after_ms: 1_500,
+            burst: 48,
             region_bytes: 32 << 20,
             extent_bytes: 4 << 20,
         }
@@ -39,24 +43,31 @@ impl Default for Parameters {
 
 pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metric>, Unmeasured> {
     let detection_ms = f64::from(QueuePairConfig::default().response_timeout_ms);
-    let (mut visible, mut extra) = (vec![], vec![]);
+    let (mut visible, mut extra, mut bursts) = (vec![], vec![], vec![]);
     for round in 0..setting.rounds {
-        visible.push(longest(setting, parameters, round, true)?);
-        extra.push(longest(setting, parameters, round, false)? - detection_ms);
+        visible.push(longest(setting, parameters, round, (true, 1))?);
+        extra.push(longest(setting, parameters, round, (false, 1))? - detection_ms);
+        bursts.push(longest(
+            setting,
+            parameters,
+            round,
+            (false, parameters.burst),
+        )?);
     }
     Ok(vec![
         Metric::median("failover_visible_ms", visible, "ms"),
         Metric::median("failover_extra_ms", extra, "ms"),
+        Metric::median("failover_burst_ms", bursts, "ms"),
         Metric::once("failover_detection_ms", detection_ms, "ms"),
     ])
 }
 
-/// The longest read after a death, ms.
+/// The longest read after a death, or burst of reads, ms.
 fn longest(
     setting: &Setting,
     parameters: &Parameters,
     round: u32,
-    kill: bool,
+    (kill, burst): (bool, u32),
 ) -> Result<f64, Unmeasured> {
     let sizes = (parameters.region_bytes, parameters.extent_bytes);
     let mut nodes = nodes(setting, 2, 2 * parameters.region_bytes)?;
@@ -83,8 +94,8 @@ fn longest(
         let mut longest = 0.0_f64;
         let mut number = parameters.reads_before;
         while begun.elapsed() < after {
-            longest = longest.max(driver.read(number)?);
-            number += 1;
+            longest = longest.max(driver.reads(number, burst)?);
+            number += burst;
         }
         let ended = death.join();
         // A node that only sleeps is ended here.

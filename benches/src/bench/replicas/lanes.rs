@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageLane, PageRequest, RemoteRegion, Which,
 };
-use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 use serde::Serialize;
 
@@ -94,7 +93,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Polls until something was answered. A fault worker polls too.
+    /// Polls until something was answered, and lets others have the processor in between, as a fault worker
+    /// does.
     fn answers(&mut self) -> Result<usize, Unmeasured> {
         self.done.clear();
         let begun = Instant::now();
@@ -102,10 +102,7 @@ impl Driver {
             if begun.elapsed() > SILENCE {
                 return Err(DriverError::Silence.into());
             }
-            if self.lane.arm() == Armed::Ready {
-                continue;
-            }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
         for done in &self.done {
             done.result?;
@@ -154,11 +151,21 @@ impl Driver {
 
     /// Reads one page and waits for it; microseconds.
     pub(super) fn read(&mut self, number: u32) -> Result<f64, Unmeasured> {
-        let page = number.wrapping_mul(2_654_435_761) % self.pages;
+        self.reads(number, 1)
+    }
+
+    /// Reads so many pages at once and waits for the last; microseconds.
+    pub(super) fn reads(&mut self, number: u32, count: u32) -> Result<f64, Unmeasured> {
         let start = Instant::now();
-        self.queue(Direction::Read, page, 1, 0)?;
+        for nth in 0..count {
+            let page = (number + nth).wrapping_mul(2_654_435_761) % self.pages;
+            self.queue(Direction::Read, page, 1, nth)?;
+        }
         self.lane.ring();
-        self.answers()?;
+        let mut ended = 0;
+        while ended < count as usize {
+            ended += self.answers()?;
+        }
         Ok(start.elapsed().as_secs_f64() * 1e6)
     }
 }

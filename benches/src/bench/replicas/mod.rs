@@ -12,6 +12,7 @@ mod placement;
 mod rebuild;
 mod region;
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{BenchError, Findings, Setting};
@@ -42,11 +43,15 @@ pub(crate) struct Parameters {
     failover: failover::Parameters,
     rebuild: rebuild::Parameters,
     placement: placement::Parameters,
+    /// Null: all of them.
+    parts: Option<Vec<Part>>,
 }
 
-pub(crate) fn parameters(setting: Setting) -> Parameters {
+/// Only `parts` are measured, all if none is named.
+pub(crate) fn parameters(setting: Setting, parts: &[Part]) -> Parameters {
     Parameters {
         setting,
+        parts: (!parts.is_empty()).then(|| parts.to_vec()),
         lanes: lanes::Parameters::default(),
         failover: failover::Parameters::default(),
         rebuild: rebuild::Parameters::default(),
@@ -54,8 +59,24 @@ pub(crate) fn parameters(setting: Setting) -> Parameters {
     }
 }
 
-/// Some of the figures.
-type Part<'a> = &'a dyn Fn() -> Result<Vec<Metric>, Unmeasured>;
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Part {
+    /// Writes and reads of one replica and of two.
+    Lanes,
+    /// What a page's checksum adds to its copy.
+    Checksum,
+    /// From a node's death to the next answer.
+    Failover,
+    /// How fast a replica is made up for, and what that does to reads.
+    Rebuild,
+    /// The control plane's placement.
+    Placement,
+}
+
+/// Takes the figures of a part.
+type Take<'a> = &'a dyn Fn() -> Result<Vec<Metric>, Unmeasured>;
 
 /// Why a part has no figures; the others go on.
 pub(crate) type Unmeasured = Box<dyn std::error::Error>;
@@ -63,27 +84,38 @@ pub(crate) type Unmeasured = Box<dyn std::error::Error>;
 pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
     let setting = &parameters.setting;
     crate::placement::pin(setting.placement.program_cpu).map_err(std::io::Error::from)?;
-    let parts: [(&str, Part<'_>); 5] = [
-        ("lanes", &|| lanes::run(setting, &parameters.lanes)),
-        ("checksum", &|| Ok(checksum::run(setting.rounds))),
-        ("failover", &|| failover::run(setting, &parameters.failover)),
-        ("rebuild", &|| rebuild::run(setting, &parameters.rebuild)),
-        ("placement", &|| {
+    let parts: [(Part, Take<'_>); 5] = [
+        (Part::Lanes, &|| lanes::run(setting, &parameters.lanes)),
+        (Part::Checksum, &|| checksum::run(setting.rounds)),
+        (Part::Failover, &|| {
+            failover::run(setting, &parameters.failover)
+        }),
+        (Part::Rebuild, &|| {
+            rebuild::run(setting, &parameters.rebuild)
+        }),
+        (Part::Placement, &|| {
             placement::run(setting.rounds, &parameters.placement)
         }),
     ];
+    let asked = |part| {
+        let asked = parameters.parts.as_deref();
+        asked.is_none_or(|asked| asked.contains(&part))
+    };
     let mut metrics: Vec<Metric> = Vec::new();
     let mut reasons = Vec::new();
-    for (name, part) in parts {
-        match part() {
+    for (part, take) in parts {
+        if !asked(part) {
+            continue;
+        }
+        match take() {
             Ok(found) => metrics.extend(found),
-            Err(error) => reasons.push(format!("{name}: {}", crate::in_words(&*error))),
+            Err(error) => reasons.push(format!("{part:?}: {}", crate::in_words(&*error))),
         }
     }
     for (name, unit) in NAMES {
-        if !metrics.iter().any(|metric| metric.is(name)) {
+        if !metrics.iter().any(|metric| metric.name() == name) {
             let reason = if reasons.is_empty() {
-                "not measured by this version".to_owned()
+                "not asked for".to_owned()
             } else {
                 reasons.join("; ")
             };

@@ -40,7 +40,7 @@ impl Default for Parameters {
 /// The node that is copied to.
 const NEW: usize = 2;
 /// A rebuild that is not over by then is stuck.
-const STUCK: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_secs(20);
 
 #[derive(Debug, thiserror::Error)]
 enum RebuildError {

@@ -1,4 +1,7 @@
-//! `cargo xtask bench NAME`: builds the benches in release and runs one, in the test bed where it needs rxe.
+//! `cargo xtask bench NAME`: builds the benches in release and runs one, or all of them, in the test bed where
+//! rxe is needed.
+
+mod all;
 
 use std::error::Error;
 use std::fs;
@@ -20,6 +23,8 @@ const VCPUS: u8 = 2;
 const LIMIT: Duration = Duration::from_secs(3600);
 /// The bench that compares with the kernel's own ways of using far memory: only a kernel with rxe has them.
 const PEERS: &str = "peers";
+/// All of them, and a table.
+const ALL: &str = "all";
 /// The kernel of guests, the one whose swap path over NVMe-oF RDMA has figures to compare with.
 const KERNEL: KernelSeries = KernelSeries::V6_12;
 
@@ -43,9 +48,9 @@ impl Transport {
 }
 
 /// Options of `cargo xtask bench`.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Arguments {
-    /// Which bench: `list` names them.
+    /// Which bench: `list` names them; `all` runs each, and ends with a table of figures and their bounds.
     name: String,
     /// How pages travel.
     #[arg(long, value_enum)]
@@ -82,10 +87,17 @@ fn build_and_run(arguments: &Arguments) -> Result<u8, Box<dyn Error>> {
         return Ok(1);
     }
     let program = checkout::target_dir().join("release/mycoram-benches");
+    match arguments.name.as_str() {
+        ALL => all::run(arguments, &program),
+        _ => run_one(arguments, &program),
+    }
+}
+
+fn run_one(arguments: &Arguments, program: &Path) -> Result<u8, Box<dyn Error>> {
     if arguments.transport == Some(Transport::Verbs) || arguments.name == PEERS {
-        run_in_testbed(arguments, &program)
+        run_in_testbed(arguments, program)
     } else {
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command.args(words(arguments, arguments.json.as_deref()));
         // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
         unsafe {
