@@ -9,8 +9,8 @@ use crate::units::{ExtentIndex, PAGE_BYTES};
 const PATIENCE: u64 = 8;
 
 impl LaneQueue {
-    /// The nearest live replica on none of the nodes in `except`; one on a node in `tried` only if there is
-    /// no other.
+    /// The nearest live replica on none of the nodes in `except`; one on a node in `tried`, or on one that
+    /// owes an answer that came from elsewhere meanwhile, only if there is no other.
     pub(super) fn choose(
         &self,
         homes: &Homes,
@@ -28,9 +28,19 @@ impl LaneQueue {
         let distance = |replica: &Location| {
             let link = &self.links[usize::from(replica.node)];
             let away = link.state == LinkState::Away;
-            (tried.contains(replica.node), away, !link.near, link.average)
+            let owes = self.owes(replica.node);
+            let known = (tried.contains(replica.node), away, owes);
+            (known, !link.near, link.average)
         };
         [first, second].into_iter().chain(live).min_by_key(distance)
+    }
+
+    /// Whether the oldest thing that a node was asked for has been answered by another one since. What it
+    /// is asked for next would come after that, if at all, and hold a landing until then.
+    fn owes(&self, node: u16) -> bool {
+        let oldest = self.links[usize::from(node)].posted.front();
+        let oldest = oldest.and_then(|part| self.parts[*part as usize].as_ref());
+        oldest.is_some_and(|part| part.slot == NONE)
     }
 
     /// A node of the extent, to be named when none of them has it any more.
