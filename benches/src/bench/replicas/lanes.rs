@@ -28,6 +28,8 @@ pub(super) struct Parameters {
     batches: u32,
     /// Pages read alone in each round.
     reads: u32,
+    /// What a shared cache holds, with one replica as with two: processors are to be the limit, and not
+    /// the memory that both nodes of this machine share.
     region_bytes: u64,
     extent_bytes: u64,
 }
@@ -40,7 +42,7 @@ impl Default for Parameters {
             pages: 32 << 10,
             batches: 500,
             reads: 8_000,
-            region_bytes: 64 << 20,
+            region_bytes: 16 << 20,
             extent_bytes: 4 << 20,
         }
     }
