@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run a Linux guest with most of its RAM on two memory nodes, and verify every byte.
+    /// Run a Linux guest with most of its RAM on memory nodes, kill one of them, and verify every byte.
     Demo(demo::Arguments),
     /// Run all tests, those that need rxe devices or an older kernel in booted guests.
     Test(test::Arguments),

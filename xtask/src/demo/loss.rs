@@ -10,6 +10,13 @@ use super::parts::{Control, Status};
 /// How often the control plane is asked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Replicas and bytes that were copied, for whatever reason.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Copied {
+    pub(super) replicas: u64,
+    pub(super) bytes: u64,
+}
+
 /// How it ended.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Healed {
@@ -24,13 +31,15 @@ pub(super) struct Healed {
 /// A thread that looks until all is whole, or until it is told to end.
 pub(super) struct Loss {
     pub(super) node: String,
+    /// What had been copied before: nodes that join are given their part too.
+    before: Copied,
     ending: Arc<AtomicBool>,
     thread: JoinHandle<Healed>,
 }
 
 impl Loss {
     /// Just after `node` was killed.
-    pub(super) fn watch(node: String, control: Control) -> Self {
+    pub(super) fn watch(node: String, control: Control, before: Copied) -> Self {
         eprintln!("demo: kill -9 of {node}");
         let ending = Arc::<AtomicBool>::default();
         let told = Arc::clone(&ending);
@@ -38,15 +47,17 @@ impl Loss {
         let thread = std::thread::spawn(move || look(&name, &control, &told));
         Self {
             node,
+            before,
             ending,
             thread,
         }
     }
 
     /// The guest has ended: what became of it by now.
-    pub(super) fn end(self) -> (String, Healed) {
+    pub(super) fn end(self) -> (String, Copied, Healed) {
         self.ending.store(true, Ordering::Release);
-        (self.node, self.thread.join().unwrap_or_default())
+        let healed = self.thread.join().unwrap_or_default();
+        (self.node, self.before, healed)
     }
 }
 

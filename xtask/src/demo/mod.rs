@@ -45,13 +45,13 @@ pub(crate) struct Arguments {
     /// How the memory nodes are reached; `verbs` runs in the test bed.
     #[arg(long, value_enum, default_value = "tcp")]
     transport: Transport,
-    /// The guest's RAM in MiB [default: 512; verbs: 192].
+    /// The guest's RAM in MiB [default: 512; verbs: 128].
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
     /// How much of it may be resident here, in MiB [default: a quarter].
     #[arg(long, value_name = "MIB")]
     local: Option<u64>,
-    /// How much of it the guest's program uses, in MiB [default: 400; verbs: 96].
+    /// How much of it the guest's program uses, in MiB [default: 400; verbs: 56].
     #[arg(long, value_name = "MIB")]
     touch: Option<u64>,
     /// Verify-and-rewrite passes behind the fill [default: 3; verbs: 1].
@@ -75,7 +75,7 @@ impl Arguments {
     fn plan(&self) -> Plan {
         let (memory, touch, passes) = match self.transport {
             Transport::Tcp => (512, 400, 3),
-            Transport::Verbs => (192, 96, 1),
+            Transport::Verbs => (128, 56, 1),
         };
         let memory_mib = self.memory.unwrap_or(memory);
         Plan {

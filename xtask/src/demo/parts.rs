@@ -13,10 +13,17 @@ use super::{DemoError, Plan, program};
 use crate::bench::Transport;
 use crate::checkout;
 
-/// A node that is not heard for so long is down: shorter than the default, as the demo is short too.
-const NODE_LEASE: &str = "2s";
 /// How long nodes may take until the control plane has seen them.
 const JOINING: Duration = Duration::from_secs(60);
+
+/// A node that is not heard for so long is down: shorter than the default, as the demo is short too. In the
+/// test bed's emulation a living node may be silent for longer.
+fn node_lease(plan: &Plan) -> &'static str {
+    match plan.transport {
+        Transport::Tcp => "2s",
+        Transport::Verbs => "15s",
+    }
+}
 
 /// Builds `myco`, and the workload as one static file.
 pub(super) fn build() -> Result<(), DemoError> {
@@ -217,7 +224,7 @@ impl Cluster {
         #[rustfmt::skip]
         let words = [
             &myco, "control", "serve", "--listen", &listen, "--store", &store, "--tls", &tls,
-            "--node-lease", NODE_LEASE,
+            "--node-lease", node_lease(plan),
         ];
         let (process, says) = ready("the control plane", place(plan, 0, &words))?;
         let url = format!("control://{}", says["address"].as_str().unwrap_or_default());

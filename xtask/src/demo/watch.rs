@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::guest::Image;
-use super::loss::{Healed, Loss};
+use super::loss::{Copied, Healed, Loss};
 use super::parts::{Cluster, Part, place};
 use super::report::{Bytes, Fault, Guest, Rebuild, Report};
 use super::{DemoError, Plan, program};
@@ -98,7 +98,7 @@ pub(super) fn guest(
             && verifying.load(Ordering::Acquire)
             && let Some(node) = cluster.kill_node()
         {
-            loss = Some(Loss::watch(node, cluster.control.clone()));
+            loss = Some(Loss::watch(node, cluster.control.clone(), progress.copied));
         }
         progress.tick(residency.peak_bytes);
         // The kernel has no event for "a file has grown": its count is sampled.
@@ -265,6 +265,7 @@ struct Progress {
     name: String,
     last: Instant,
     faults: u64,
+    copied: Copied,
 }
 
 impl Progress {
@@ -273,6 +274,7 @@ impl Progress {
             name: name.to_owned(),
             last: Instant::now(),
             faults: 0,
+            copied: Copied::default(),
         }
     }
 
@@ -296,6 +298,10 @@ impl Progress {
         let region = figures.region;
         let rate = region.faults.saturating_sub(self.faults) as f64 / since.as_secs_f64();
         self.faults = region.faults;
+        self.copied = Copied {
+            replicas: region.transport.rebuilt_replicas,
+            bytes: region.transport.rebuilt_bytes,
+        };
         let rebuilt = match region.transport.rebuilt_bytes {
             0 => String::new(),
             bytes => format!(
@@ -319,13 +325,16 @@ fn report(
     figures: &Figures,
     verdict: Verdict,
     peak_resident_bytes: u64,
-    loss: Option<(String, Healed)>,
+    loss: Option<(String, Copied, Healed)>,
 ) -> Report {
     let region = &figures.region;
-    let (killed_node, healed) = loss.unzip();
-    let rebuild = healed.map(|healed| Rebuild {
-        extents: region.transport.rebuilt_replicas,
-        bytes: region.transport.rebuilt_bytes,
+    let killed_node = loss.as_ref().map(|(node, ..)| node.clone());
+    let rebuild = loss.map(|(_, before, healed)| Rebuild {
+        extents: region
+            .transport
+            .rebuilt_replicas
+            .saturating_sub(before.replicas),
+        bytes: region.transport.rebuilt_bytes.saturating_sub(before.bytes),
         seconds: healed.whole_after,
         down_after_seconds: healed.down_after,
         lost_extents: healed.lost_extents,
