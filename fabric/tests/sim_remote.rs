@@ -47,9 +47,6 @@ const POISON: u64 = (1 << 40) - 1;
 /// is given up meanwhile, and comes back with pages that it missed.
 const CUT_FOR_LONG: Duration = Duration::from_secs(10);
 
-/// Before this has passed, a silent peer's queue pair does not count as broken.
-const BEFORE_IT_BREAKS: Duration = Duration::from_millis(250);
-
 fn is_cut_for_long(machine: &Machine) -> bool {
     machine.cut_since.is_some() && machine.cut_for == CUT_FOR_LONG
 }
@@ -762,100 +759,4 @@ fn the_same_seed_tells_the_same_story() {
             assert_eq!(told, tell(seed, weather, replicas));
         }
     }
-}
-
-/// A lane of its own on a story's region, to read page after page.
-struct Reader<'a> {
-    story: &'a Story,
-    lane: Box<dyn PageLane>,
-}
-
-impl<'a> Reader<'a> {
-    fn open(story: &'a Story) -> Self {
-        let config = LaneConfig {
-            depth: FRAMES,
-            ..lane_config(Weather::Fair)
-        };
-        let lane = story.remote.open_lane(&config).expect("a lane");
-        let mut reader = Self { story, lane };
-        // Until it is known how long reads take.
-        for _ in 0..400 {
-            reader.read(1, PATIENCE);
-        }
-        reader
-    }
-
-    /// Reads so many pages of the first extent at once, within a time; who gave the first that came.
-    fn read(&mut self, count: u32, within: Duration) -> usize {
-        for nth in 0..count {
-            let request = PageRequest {
-                tag: nth.into(),
-                direction: Direction::Read,
-                page: PageIndex::new(nth % EXTENT_PAGES),
-                run: 1,
-                frame: FrameIndex(nth),
-                which: Which::Live,
-            };
-            self.lane.queue(request).expect("room");
-        }
-        self.lane.ring();
-        let network = &self.story.network;
-        let until = network.now() + within;
-        let (mut done, mut left) = (Vec::with_capacity(count as usize), count);
-        while left > 0 {
-            assert!(network.now() < until, "{left} reads are not answered");
-            network.advance(Duration::from_micros(50));
-            done.clear();
-            left -= self.lane.poll(&mut done) as u32;
-            assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
-        }
-        usize::from(done[0].node.expect("from one node"))
-    }
-
-    /// Cuts whoever is nearest now off, for long; who that is.
-    fn cut_the_nearest(&mut self) -> usize {
-        let nearest = self.read(1, PATIENCE);
-        let Story {
-            network, machines, ..
-        } = self.story;
-        fate::cut(network, machines, nearest, CUT_FOR_LONG);
-        nearest
-    }
-}
-
-/// More reads wait for a node that says nothing than may be asked for twice in a row. Each is, all the same,
-/// when it has waited for long enough, and none waits until its queue pair counts as broken.
-#[test]
-fn reads_that_a_silent_node_holds_up_are_asked_for_elsewhere_however_many_they_are() {
-    const STUCK: u32 = 32;
-    let story = Story::begin(2, Weather::Fair, 2);
-    let mut reader = Reader::open(&story);
-    let nearest = reader.cut_the_nearest();
-    let before = story.remote.stats();
-    let other = reader.read(STUCK, BEFORE_IT_BREAKS);
-    let after = story.remote.stats();
-    assert_ne!(nearest, other);
-    assert_eq!(after.hedges_won - before.hedges_won, u64::from(STUCK));
-    assert_eq!(after.nodes_lost, 0);
-}
-
-/// A node that owes an answer is not asked for more while others can be: however often it might be tried
-/// again, in the time until its queue pair breaks, it costs the one read that it had.
-#[test]
-fn a_silent_node_is_asked_for_one_page_and_no_more() {
-    let story = Story::begin(2, Weather::Fair, 2);
-    let mut reader = Reader::open(&story);
-    let nearest = reader.cut_the_nearest();
-    let before = story.remote.stats();
-    let until = story.network.now() + BEFORE_IT_BREAKS;
-    let mut reads = 0;
-    while story.network.now() < until {
-        let other = reader.read(1, Duration::from_millis(20));
-        assert_ne!(nearest, other);
-        reads += 1;
-    }
-    let asked_twice = story.remote.stats().hedges_won - before.hedges_won;
-    assert!(reads > 100, "{reads}");
-    // And one or two for messages that get lost.
-    assert!((1..=3).contains(&asked_twice), "{asked_twice} of {reads}");
 }
