@@ -55,6 +55,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "UID", num_args = 1..)]
     allow: Vec<Allow>,
 
+    /// Seal all programs' pages (encrypt and authenticate them) with the key in this file; see docs/sealing.md
+    #[arg(long, value_name = "FILE")]
+    seal_key: Option<PathBuf>,
+
     /// Do not lend /dev/userfaultfd to programs that may not open it themselves
     #[arg(long)]
     no_lend_device: bool,
@@ -140,6 +144,7 @@ fn config(args: &Args) -> DaemonConfig {
     config.state_dir.clone_from(&args.state_dir);
     config.max_clients = args.max_clients;
     config.lend_device = !args.no_lend_device;
+    config.seal_key.clone_from(&args.seal_key);
     if let Some(share) = args.max_local_per_user {
         config.max_local_per_user = share;
     }
@@ -183,6 +188,10 @@ fn start_failure(error: StartError) -> Failure {
             (exit_codes::USAGE, "give a larger --max-local")
         }
         StartError::Config(_) => (exit_codes::USAGE, "give another --max-clients"),
+        StartError::Seal(_) => (
+            exit_codes::USAGE,
+            "give --seal-key a key file of its own; see docs/sealing.md",
+        ),
         StartError::Running { .. } => (
             exit_codes::REFUSED,
             "end the other daemon, or give this one a --state-dir and a --socket of its own",

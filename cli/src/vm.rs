@@ -81,6 +81,11 @@ pub(crate) struct Far {
     /// Where the page table and the figures live, for a successor: a directory on tmpfs
     #[arg(long, value_name = "DIR", default_value = mycoram_agent::DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
+
+    /// Seal the pages (encrypt and authenticate them) with the key in this file; see docs/sealing.md. A successor
+    /// names the same file
+    #[arg(long, value_name = "FILE")]
+    seal_key: Option<PathBuf>,
 }
 
 impl Far {
@@ -108,6 +113,7 @@ impl Far {
             settle_ms: self.settle_ms.unwrap_or(defaults.settle_ms),
             direct_settle_ms: defaults.direct_settle_ms.max(self.settle_ms.unwrap_or(0)),
             state_dir: self.state_dir.clone(),
+            seal_key: self.seal_key.clone(),
             ..defaults
         };
         (region, attach)
@@ -207,9 +213,13 @@ pub(crate) fn run_failure(error: RunError) -> Failure {
             };
             return registry_failure(error);
         }
-        RunError::Arguments(_) | RunError::Region(mycoram_agent::AttachError::Config(_)) => {
-            exit_codes::USAGE
-        }
+        RunError::Arguments(_)
+        | RunError::Region(
+            mycoram_agent::AttachError::Config(_) | mycoram_agent::AttachError::Seal(_),
+        )
+        | RunError::TakeOver(mycoram_agent::TakeOverError::Attach(
+            mycoram_agent::AttachError::Seal(_),
+        )) => exit_codes::USAGE,
         RunError::Remote(source) if control_error(source).is_some() => {
             // Its own words say what to do.
             control_error(source).map_or(exit_codes::FAILURE, client_code)

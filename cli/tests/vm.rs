@@ -5,6 +5,7 @@
 mod guest;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -283,7 +284,11 @@ fn an_agent_that_is_killed_is_succeeded_by_attach() {
         return;
     }
     let place = Place::new("32MiB");
-    let mut first = Part::start(place.run("orphan", 0, &[], &[]).stdout(Stdio::piped()));
+    let key = place.path("seal.key");
+    std::fs::write(&key, std::array::from_fn::<u8, 32, _>(|n| n as u8)).expect("written");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("set");
+    let mut run = place.run("orphan", 0, &["--seal-key", &key], &[]);
+    let mut first = Part::start(run.stdout(Stdio::piped()));
     let mut guest = first.0.stdout.take().expect("piped");
     expect(&mut guest, b'.', 1);
     let name = unique("orphan");
@@ -299,7 +304,10 @@ fn an_agent_that_is_killed_is_succeeded_by_attach() {
     first.0.wait().expect("our own child");
     assert_eq!(json(&["vm", "stats", &name])["state"], "orphaned");
 
-    let mut second = Part::start(&mut place.attach(qemu.0));
+    // Its pages are sealed: nobody goes on without the key, and nothing is lost by trying.
+    let refused = place.attach(qemu.0).output().expect("myco runs");
+    assert_eq!(refused.status.code(), Some(2), "{}", words(&refused));
+    let mut second = Part::start(place.attach(qemu.0).args(["--seal-key", &key]));
     let mut said = BufReader::new(second.0.stderr.take().expect("piped"));
     let mut line = String::new();
     said.read_line(&mut line).expect("a line");

@@ -157,6 +157,9 @@ pub struct PageDone {
     pub result: Result<(), PageError>,
     /// The node whose replica was read, if it was one. Its place in the region's node list.
     pub node: Option<u16>,
+    /// Pages of the run that were read and are wrong, one bit each from the first page on: whoever sealed them
+    /// did not seal these bytes. 0 where nothing is sealed.
+    pub wrong: u16,
 }
 
 /// Why a run of pages cannot be had, or put.

@@ -14,6 +14,7 @@
 //! * [`kernel`] is the one place that speaks to userfaultfd, pipes and pidfds.
 //! * [`policy`] says which pages leave, and which are fetched before they are asked for.
 //! * [`daemon`] serves the regions of other processes; its `client` is their end.
+//! * [`seal`] keeps what leaves this machine from being read, or changed, by anybody else.
 //! * `runtime` does the IO: workers, evictors, take-over, figures.
 //!
 //! # Limits
@@ -43,6 +44,7 @@ pub mod kernel;
 mod page_table;
 pub mod policy;
 mod runtime;
+pub mod seal;
 mod stats;
 mod target;
 

@@ -75,6 +75,9 @@ pub struct RegionStats {
     pub discarded: u64,
     /// Pages whose checksum was wrong at first reading.
     pub checksum_mismatches: u64,
+    /// Those of them whose seal did not open: changed at the memory node, or an older version of the page.
+    #[serde(default)]
+    pub seals_broken: u64,
     /// What the lanes moved.
     pub transport: RemoteStats,
 }

@@ -6,9 +6,9 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use support::Dice;
 use support::fake_remote::FakeRemote;
 use support::local_target::{LocalTarget, attach, config};
+use support::{Dice, key_file};
 
 /// Whose allocations are counted; 0: nobody's.
 static WATCHED: AtomicI64 = AtomicI64::new(0);
@@ -56,13 +56,22 @@ fn thread_named(name: &str) -> i64 {
         .expect("a thread of that name")
 }
 
+/// One after the other: threads are known by their names.
 #[test]
 fn a_fault_worker_allocates_nothing() {
+    for sealed in [false, true] {
+        allocates_nothing(sealed);
+    }
+}
+
+fn allocates_nothing(sealed: bool) {
     const PAGES: u32 = 4096;
     let dir = tempfile::tempdir().expect("a directory");
     let target = LocalTarget::new(PAGES);
     let remote = FakeRemote::new(PAGES, 1);
-    let region = attach(&target, remote, config("alloc", dir.path(), 512));
+    let mut config = config("alloc", dir.path(), 512);
+    config.seal_key = sealed.then(|| key_file(dir.path()));
+    let region = attach(&target, remote, config);
     // Once around, so that what grows once has grown.
     let touch_all = |dice: &mut Dice| {
         for page in 0..PAGES {
@@ -84,4 +93,5 @@ fn a_fault_worker_allocates_nothing() {
     assert!(faults > 2000, "{faults} faults");
     assert_eq!(COUNTED.load(Ordering::SeqCst), 0, "over {faults} faults");
     region.end();
+    COUNTED.store(0, Ordering::SeqCst);
 }

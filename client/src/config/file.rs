@@ -9,9 +9,10 @@
 //! replicas = 2                                 # optional
 //! workers = 0                                  # optional
 //! memory = "private"                           # optional
+//! seal_key = "seal.key"                        # optional
 //! ```
 //!
-//! A relative `nodes_file` is looked for beside the file that names it.
+//! A relative `nodes_file` or `seal_key` is looked for beside the file that names it.
 
 use std::path::{Path, PathBuf};
 
@@ -113,6 +114,7 @@ struct Raw {
     replicas: Option<u8>,
     workers: Option<u16>,
     memory: Option<String>,
+    seal_key: Option<PathBuf>,
 }
 
 impl Config {
@@ -191,6 +193,7 @@ impl Config {
                 given(raw.replicas.is_some(), "replicas", "agent")?;
                 given(raw.workers.is_some(), "workers", "agent")?;
                 given(raw.memory.is_some(), "memory", "agent")?;
+                given(raw.seal_key.is_some(), "seal_key", "agent")?;
                 Source::Agent(socket)
             }
             _ => {
@@ -214,6 +217,9 @@ impl Config {
                 Some(word) => word.parse().map_err(impossible)?,
                 None => Memory::default(),
             },
+            seal_key: raw
+                .seal_key
+                .map(|file| path.parent().unwrap_or(Path::new("")).join(file)),
         };
         config.check().map_err(impossible)?;
         Ok(config)

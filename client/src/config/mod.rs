@@ -175,6 +175,9 @@ pub struct Config {
     pub workers: u16,
     /// What mappings are made of. Without meaning where a daemon is the agent.
     pub memory: Memory,
+    /// The file with the key that pages are sealed with before they leave this machine; see docs/sealing.md. Default
+    /// `None`: they leave as they are. Not where a daemon is the agent: it seals for all its programs or for none.
+    pub seal_key: Option<PathBuf>,
 }
 
 /// What a mapping is made of in this process.
@@ -273,6 +276,11 @@ pub enum ConfigError {
     /// An agent's socket is a path from the root.
     #[error("the agent's socket is an absolute path, as in myco+agent:///run/mycoram-agent.sock")]
     AgentPath,
+    /// A key for pages that a daemon would seal.
+    #[error(
+        "a daemon seals with its own key (`myco agent serve --seal-key`), none can be given here"
+    )]
+    SealByAgent,
     /// A size does not parse.
     #[error("{option} is not a size")]
     Size {
@@ -316,6 +324,7 @@ impl Config {
             replicas: 1,
             workers: 0,
             memory: Memory::default(),
+            seal_key: None,
         };
         config.check()?;
         Ok(config)
@@ -363,6 +372,9 @@ impl Config {
             Source::Agent(socket) => {
                 if !socket.is_absolute() {
                     return Err(ConfigError::AgentPath);
+                }
+                if self.seal_key.is_some() {
+                    return Err(ConfigError::SealByAgent);
                 }
             }
         }

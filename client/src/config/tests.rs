@@ -55,6 +55,21 @@ fn a_uri_names_nodes_and_a_budget() {
 }
 
 #[test]
+fn a_key_file_is_named_and_a_daemon_has_its_own() {
+    let config = uri("myco://a:1?local=8MiB&seal_key=/etc/my%20key").unwrap();
+    assert_eq!(config.seal_key, Some(PathBuf::from("/etc/my key")));
+    assert_eq!(config.to_string().parse(), Ok(config));
+    let text = "local = \"8MiB\"\nseal_key = \"seal.key\"\n";
+    let file = toml(&format!("{text}nodes = [\"a:1\"]")).unwrap();
+    assert_eq!(file.seal_key, Some(PathBuf::from("/etc/mycoram/seal.key")));
+    let control = uri("control://h:7400?tls=/d&local=8MiB&seal_key=/k").unwrap();
+    assert_eq!(control.seal_key, Some(PathBuf::from("/k")));
+    assert_eq!(control.to_string().parse(), Ok(control));
+    assert!(uri("myco+agent:///run/a.sock?local=8MiB&seal_key=/k").is_err());
+    assert!(toml(&format!("{text}agent = \"/run/a.sock\"")).is_err());
+}
+
+#[test]
 fn a_uri_names_a_daemon() {
     let config = uri("myco+agent:///run/my%20coram/agent.sock?local=8MiB").unwrap();
     assert_eq!(
@@ -227,8 +242,12 @@ fn any_config() -> impl Strategy<Value = Config> {
         let source = Source::Agent(PathBuf::from(path));
         (source, 16 << 20, 0, Memory::default())
     });
-    (prop_oneof![nodes, agent], 256u64..1 << 40).prop_map(
-        |((source, extent, workers, memory), pages)| Config {
+    let key = proptest::option::of("/[ -~é]{0,30}");
+    (prop_oneof![nodes, agent], 256u64..1 << 40, key).prop_map(
+        |((source, extent, workers, memory), pages, key)| Config {
+            seal_key: key
+                .filter(|_| !matches!(source, Source::Agent(_)))
+                .map(PathBuf::from),
             source,
             local: ByteCount::new(pages * 4096),
             extent: ByteCount::new(extent),

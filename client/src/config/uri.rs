@@ -1,8 +1,8 @@
 //! URIs: `myco://HOST:PORT[,HOST:PORT...]?local=SIZE&...`, `myco+agent:///SOCKET?local=SIZE&...` and
 //! `control://HOST:PORT?local=SIZE&...`.
 //!
-//! Options stand once, in any order: `local`, `transport`, `extent`, `replicas`, `workers`, `memory`; for a control plane
-//! those of its URL (see `mycoram_control`) too. What is not known is refused, so that a mistyped option is
+//! Options stand once, in any order: `local`, `transport`, `extent`, `replicas`, `workers`, `memory`, `seal_key` (a
+//! path); for a control plane those of its URL (see `mycoram_control`) too. What is not known is refused, so that a mistyped option is
 //! not silently a default. `%XX` may stand for a byte of a path.
 
 use std::fmt;
@@ -47,7 +47,7 @@ pub enum UriError {
     },
     /// An option that there is not.
     #[error(
-        "option number {number} is not known: there are local, transport, extent, replicas, workers and memory (for myco+agent: local only)"
+        "option number {number} is not known: there are local, transport, extent, replicas, workers, memory and seal_key (for myco+agent: local only)"
     )]
     OptionUnknown {
         /// Which one, counted from 1.
@@ -81,6 +81,7 @@ struct Options {
     replicas: Option<u8>,
     workers: Option<u16>,
     memory: Option<Memory>,
+    seal_key: Option<PathBuf>,
 }
 
 fn set<T>(slot: &mut Option<T>, number: usize, value: T) -> Result<(), UriError> {
@@ -123,6 +124,9 @@ impl Options {
                 "workers" if !for_agent => {
                     let workers = value.parse().map_err(|_| UriError::Workers)?;
                     set(&mut options.workers, number, workers)?;
+                }
+                "seal_key" if !for_agent => {
+                    set(&mut options.seal_key, number, unescape(value)?)?;
                 }
                 _ => return Err(UriError::OptionUnknown { number }),
             }
@@ -180,6 +184,7 @@ impl FromStr for Config {
             replicas: options.replicas.unwrap_or(1),
             workers: options.workers.unwrap_or(0),
             memory: options.memory.unwrap_or_default(),
+            seal_key: options.seal_key,
         };
         config.check()?;
         Ok(config)
@@ -191,7 +196,7 @@ fn control(text: &str) -> Result<Config, UriError> {
     let (address, query) = text.split_once('?').unwrap_or((text, ""));
     let own = |part: &&str| {
         let name = part.split_once('=').map_or(*part, |(name, _)| name);
-        matches!(name, "local" | "extent" | "workers" | "memory")
+        matches!(name, "local" | "extent" | "workers" | "memory" | "seal_key")
     };
     let (own, theirs): (Vec<&str>, Vec<&str>) = query.split('&').partition(own);
     let options = match own.is_empty() {
@@ -209,6 +214,7 @@ fn control(text: &str) -> Result<Config, UriError> {
             .unwrap_or(ByteCount::new(DEFAULT_EXTENT_BYTES)),
         workers: options.workers.unwrap_or(0),
         memory: options.memory.unwrap_or_default(),
+        seal_key: options.seal_key,
     };
     config.check()?;
     Ok(config)
@@ -232,21 +238,33 @@ impl fmt::Display for Config {
                     f,
                     "?local={}&transport={transport}&extent={}&replicas={}&workers={}&memory={}",
                     self.local, self.extent, self.replicas, self.workers, self.memory
-                )
+                )?;
+                seal_key(self.seal_key.as_deref(), f)
             }
             Source::Agent(socket) => {
                 f.write_str(AGENT_SCHEME)?;
                 escape(socket, f)?;
                 write!(f, "?local={}", self.local)
             }
-            Source::Control(url) => write!(
-                f,
-                "{url}&local={}&extent={}&workers={}&memory={}",
-                self.local, self.extent, self.workers, self.memory
-            ),
+            Source::Control(url) => {
+                write!(
+                    f,
+                    "{url}&local={}&extent={}&workers={}&memory={}",
+                    self.local, self.extent, self.workers, self.memory
+                )?;
+                seal_key(self.seal_key.as_deref(), f)
+            }
             Source::NodesFile(file) => write!(f, "{}", file.display()),
         }
     }
+}
+
+fn seal_key(file: Option<&Path>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Some(file) = file else {
+        return Ok(());
+    };
+    f.write_str("&seal_key=")?;
+    escape(file, f)
 }
 
 fn escape(path: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -42,6 +42,7 @@ pub(crate) struct InProcess {
     local: ByteCount,
     workers: u16,
     memory: Memory,
+    seal_key: Option<PathBuf>,
 }
 
 impl InProcess {
@@ -51,6 +52,7 @@ impl InProcess {
             local: config.local,
             workers: config.workers,
             memory: config.memory,
+            seal_key: config.seal_key.clone(),
         })
     }
 
@@ -62,6 +64,7 @@ impl InProcess {
         config.state_dir = state_dir();
         config.has_successor = false;
         config.direct_settle_ms = DIRECT_SETTLE_MS;
+        config.seal_key.clone_from(&self.seal_key);
         if let Some(workers) = u8::try_from(self.workers)
             .ok()
             .filter(|&workers| workers > 0)

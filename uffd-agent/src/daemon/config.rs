@@ -57,6 +57,9 @@ pub struct DaemonConfig {
     /// Default yes: without, clients need CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1. A process with
     /// a userfaultfd can make the kernel wait in the middle of a system call: allow those you trust.
     pub lend_device: bool,
+    /// The key file that every client's pages are sealed with; each region has a key of its own from it. Default:
+    /// none, pages leave as they are. A daemon that inherits sealed regions needs the same file.
+    pub seal_key: Option<PathBuf>,
 }
 
 /// Why a configuration cannot be.
@@ -99,6 +102,7 @@ impl DaemonConfig {
             max_clients: 64,
             allow: AllowedPeers::SameUser,
             lend_device: true,
+            seal_key: None,
         }
     }
 

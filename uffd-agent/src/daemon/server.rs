@@ -31,6 +31,7 @@ use super::source::RemoteSource;
 use super::succession::take_over_all;
 use super::visitor::receive_client;
 use crate::kernel::UserfaultDevice;
+use crate::seal::{self, SealError};
 
 /// Why a daemon does not start.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,9 @@ pub enum StartError {
     /// The configuration cannot be.
     #[error("the daemon's configuration cannot be")]
     Config(#[from] DaemonConfigError),
+    /// The key file.
+    #[error("the daemon cannot seal pages")]
+    Seal(#[from] SealError),
     /// There is one already.
     #[error("another daemon has the state directory {path}")]
     Running {
@@ -98,6 +102,9 @@ impl Daemon {
     /// Takes over what an earlier daemon has left, and listens. Blocks while it takes over.
     pub fn start(config: DaemonConfig, source: Arc<dyn RemoteSource>) -> Result<Self, StartError> {
         config.validate()?;
+        if let Some(key) = &config.seal_key {
+            seal::check_key_file(key)?;
+        }
         record::make_dir(&config.state_dir)?;
         let held = lock_state(&config)?;
         let device = config

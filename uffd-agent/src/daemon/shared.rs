@@ -163,6 +163,7 @@ pub(super) fn region_config(shared: &Shared, record: &Record) -> RegionConfig {
     let mut config = RegionConfig::new(record.name.clone(), record.local_budget);
     config.state_dir.clone_from(&shared.config.state_dir);
     config.fault_workers = record.fault_workers;
+    config.seal_key.clone_from(&shared.config.seal_key);
     config
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!   0        slot A: magic, version, sequence, length, checksum | header (JSON) | directory (opaque)
 //!   2 MiB    slot B: the same; the newer valid one counts, the older one is overwritten next
-//!   4 MiB    entries, 16 bytes a page
+//!   4 MiB    entries, 16 bytes a page; behind them, where pages are sealed, 24 bytes a page
 //! ```
 //!
 //! The file lies on tmpfs and is sparse. The lock ends with the last mapping of the entries. The agent that serves the region holds an flock on it; that is
@@ -20,8 +20,10 @@ use mycoram_fabric::units::{ByteCount, Epoch, PageCount, RegionId};
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
+use super::seals::{SEAL_BYTES, SealTable};
 use super::table::{ENTRY_BYTES, PageTable};
 use crate::config::DEFAULT_STATE_DIR;
+use crate::seal::SealHeader;
 
 const MAGIC: [u8; 8] = *b"MYCOPTAB";
 const VERSION: u32 = 1;
@@ -115,6 +117,24 @@ pub(crate) struct Header {
     pub(crate) held_uffd: RawFd,
     pub(crate) held_memory: RawFd,
     pub(crate) held_pipes: Vec<(RawFd, RawFd)>,
+    /// How the region's key is got from the key file, where its pages are sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seal: Option<SealHeader>,
+}
+
+impl Header {
+    /// Where the seals begin: behind the entries.
+    const fn seals_offset(&self) -> usize {
+        TABLE_OFFSET as usize + self.pages.as_usize() * ENTRY_BYTES
+    }
+
+    /// How long the file is.
+    const fn file_bytes(&self) -> usize {
+        match self.seal {
+            Some(_) => self.seals_offset() + self.pages.as_usize() * SEAL_BYTES,
+            None => self.seals_offset(),
+        }
+    }
 }
 
 /// A locked state file.
@@ -214,8 +234,7 @@ impl StateFile {
             source,
         };
         file.set_len(0).map_err(io)?;
-        file.set_len(TABLE_OFFSET + header.pages.as_usize() as u64 * ENTRY_BYTES as u64)
-            .map_err(io)?;
+        file.set_len(header.file_bytes() as u64).map_err(io)?;
         let mut state = Self {
             path,
             file,
@@ -233,7 +252,7 @@ impl StateFile {
         let file = Self::open_locked(&path, false)?;
         let (sequence, header, directory) = Self::read_newest(&file, &path)?;
         let length = file.metadata().map_or(0, |m| m.len());
-        if length != TABLE_OFFSET + header.pages.as_usize() as u64 * ENTRY_BYTES as u64 {
+        if length != header.file_bytes() as u64 {
             return Err(StateFileError::Damaged { path });
         }
         Ok(Self {
@@ -345,10 +364,11 @@ impl StateFile {
 
     /// Maps the entries.
     pub(crate) fn table(&self) -> Result<(PageTable, Arc<Mapping>), StateFileError> {
-        let bytes = TABLE_OFFSET as usize + self.header.pages.as_usize() * ENTRY_BYTES;
-        let mapping = Mapping::shared(&self.file, bytes).map_err(|source| StateFileError::Map {
-            path: self.path.clone(),
-            source,
+        let mapping = Mapping::shared(&self.file, self.header.file_bytes()).map_err(|source| {
+            StateFileError::Map {
+                path: self.path.clone(),
+                source,
+            }
         })?;
         let mapping = Arc::new(mapping);
         PageTable::over(
@@ -360,6 +380,16 @@ impl StateFile {
         .ok_or_else(|| StateFileError::Damaged {
             path: self.path.clone(),
         })
+    }
+
+    /// The seals in the mapping that [`Self::table`] made; `None` where pages are not sealed.
+    pub(crate) fn seals(&self, mapping: &Arc<Mapping>) -> Option<SealTable> {
+        self.header.seal.as_ref()?;
+        SealTable::over(
+            Arc::clone(mapping),
+            self.header.seals_offset(),
+            self.header.pages,
+        )
     }
 
     /// The region is over: nobody needs the file any more. A file of the same name that is another
@@ -404,6 +434,7 @@ mod tests {
             held_uffd: 5,
             held_memory: 6,
             held_pipes: vec![(7, 8), (9, 10)],
+            seal: None,
         }
     }
 

@@ -3,18 +3,22 @@
 //! ```text
 //!   word      one page's state in 64 bits: a plain value
 //!   table     the entries (word, checksum) as atomics over mapped memory
+//!   seals     version and tag of each page, where pages are sealed
 //!   file      the state file: header slots, directory, entries; locked by the agent that serves
 //! ```
 //!
 //! 16 bytes a page: the word and the checksum of what the memory node holds. Nothing else is kept for
-//! each page, here or elsewhere in the agent, save what the victim policy remembers.
+//! each page, here or elsewhere in the agent, save what the victim policy remembers. A sealed region has 24
+//! bytes a page more behind it: `seals`.
 
 mod file;
+mod seals;
 mod table;
 mod word;
 
 pub use file::StateFileError;
 pub(crate) use file::{Header, StateFile, process_started};
+pub(crate) use seals::SealTable;
 pub(crate) use table::PageTable;
 pub use word::WordError;
 pub(crate) use word::{PageState, Source, Word};

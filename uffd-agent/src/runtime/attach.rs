@@ -19,6 +19,7 @@ use crate::kernel::{
     PidFd, TargetAddr, TargetRange, Userfault, Watch,
 };
 use crate::page_table::{Header, PageState, StateFile, Word, process_started};
+use crate::seal;
 use crate::target::{
     HeldDescriptors, ParkingPipe as PipeEnds, PrivateTarget, SLOTS_PER_PIPE, Target,
 };
@@ -225,6 +226,7 @@ fn serve(
         page: 0,
         pages: place.pages.get(),
     };
+    let (seal, cipher) = seal::begin(config.seal_key.as_deref(), owner.region)?;
     let header = Header {
         region: owner.region,
         epoch: owner.epoch,
@@ -237,6 +239,7 @@ fn serve(
         held_uffd: found.held.uffd,
         held_memory: found.held.memory,
         held_pipes: found.held.pipes,
+        seal,
     };
     let state = StateFile::create(
         &config.state_dir,
@@ -248,6 +251,7 @@ fn serve(
         state.remove();
     }
     let (table, mapping) = state.table()?;
+    let remote = cipher.over(remote, state.seals(&mapping));
     let locks = lock_table(&mapping, StateFile::table_offset());
 
     let state = Arc::new(Mutex::new(state));

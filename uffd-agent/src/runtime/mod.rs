@@ -26,6 +26,7 @@ mod snapshot;
 mod take_over;
 mod victim_desk;
 
+pub(crate) use frames::FramePool;
 pub use region::{
     AttachError, EventHandler, LostPage, Owner, Places, Region, RegionError, RegionEvent,
     TakeOverError,

@@ -52,13 +52,14 @@ impl<'a> Errand<'a> {
         unsafe { self.lane.frames().as_ptr().add(frame as usize * PAGE_BYTES) }
     }
 
-    /// Carries one request out and waits for it.
+    /// Carries one request out and waits for it. Answers why it failed, if it did, and which pages of it are
+    /// wrong (see [`PageDone::wrong`]).
     fn carry(
         &mut self,
         direction: Direction,
         page: PageIndex,
         run: u16,
-    ) -> Result<Option<PageError>, RegionError> {
+    ) -> Result<(Option<PageError>, u16), RegionError> {
         let request = PageRequest {
             tag: 0,
             direction,
@@ -75,12 +76,12 @@ impl<'a> Errand<'a> {
             self.lane.poll(&mut self.done);
             if let Some(done) = self.done.pop() {
                 return match done.result {
-                    Ok(()) => Ok(None),
+                    Ok(()) => Ok((None, done.wrong)),
                     Err(PageError::Fenced) => {
                         self.shared.finish(Standing::Fenced);
                         Err(RegionError::Ended)
                     }
-                    Err(error) => Ok(Some(error)),
+                    Err(error) => Ok((Some(error), 0)),
                 };
             }
             // A write waits for a place for as long as the region is served.
@@ -216,7 +217,7 @@ fn write_run(
     checksums: &[u64],
 ) -> Result<(), RegionError> {
     let shared = errand.shared;
-    let error = errand.carry(Direction::Write, first, checksums.len() as u16)?;
+    let (error, _) = errand.carry(Direction::Write, first, checksums.len() as u16)?;
     for (at, checksum) in checksums.iter().enumerate() {
         let page = PageIndex::new(first.get() + at as u32);
         match error {
@@ -285,9 +286,10 @@ fn pass(errand: &mut Errand<'_>, all: u32) -> Result<bool, RegionError> {
             continue;
         }
         abroad = true;
-        let error = errand.carry(Direction::Read, first, run as u16)?;
+        let (error, wrong) = errand.carry(Direction::Read, first, run as u16)?;
         for at in 0..run {
             let page = PageIndex::new(first.get() + at);
+            let error = error.or((wrong & (1 << at) != 0).then_some(PageError::Lost { node: 0 }));
             bring_page(errand, page, at, error)?;
         }
     }

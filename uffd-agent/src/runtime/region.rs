@@ -21,6 +21,7 @@ use crate::kernel::{
     ReceiveError, RegisterError,
 };
 use crate::page_table::{StateFile, StateFileError};
+use crate::seal::SealError;
 use crate::stats::RegionStats;
 use crate::target::{PrivateTarget, Target};
 
@@ -84,6 +85,9 @@ pub enum AttachError {
     /// The state file.
     #[error("the region's state file cannot be used")]
     State(#[from] StateFileError),
+    /// Its pages cannot be sealed, or opened.
+    #[error("the region's pages cannot be sealed")]
+    Seal(#[from] SealError),
     /// Threads, lanes, descriptors.
     #[error("the region's threads could not be started")]
     SetUp(#[from] SetUpError),

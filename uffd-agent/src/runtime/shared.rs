@@ -59,6 +59,7 @@ counters!(
     prefetch_used,
     discarded,
     checksum_mismatches,
+    seals_broken,
     lost,
     stale,
 );

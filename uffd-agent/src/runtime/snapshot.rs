@@ -56,6 +56,7 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         prefetch_used: get(&counters.prefetch_used),
         discarded: get(&counters.discarded),
         checksum_mismatches: get(&counters.checksum_mismatches),
+        seals_broken: get(&counters.seals_broken),
         transport: shared.remote.stats(),
     }
 }

@@ -21,6 +21,7 @@ use crate::config::RegionConfig;
 use crate::engine::{Credits, Pages, recover};
 use crate::kernel::{PidFd, Userfault};
 use crate::page_table::{Header, PageState, StateFile, StateFileError, Word, process_started};
+use crate::seal;
 use crate::target::{HeldDescriptors, ParkingPipe, Target};
 
 /// What a dead agent left behind: its state file, locked.
@@ -144,6 +145,12 @@ pub(crate) fn take_over(
             pages: *pages,
         })
         .collect();
+    let cipher = seal::go_on(
+        config.seal_key.as_deref(),
+        header.region,
+        header.seal.as_ref(),
+    )
+    .map_err(AttachError::from)?;
     // First of all: from here on this agent is the one that the file names.
     state.set_header(Header {
         epoch: owner.epoch,
@@ -151,6 +158,7 @@ pub(crate) fn take_over(
     })?;
     state.set_directory(&owner.directory)?;
     let (table, mapping) = state.table()?;
+    let remote = cipher.over(remote, state.seals(&mapping));
     let locks = lock_table(&mapping, StateFile::table_offset());
 
     let mut in_file = vec![false; place.pages.as_usize()];

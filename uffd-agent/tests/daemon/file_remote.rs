@@ -172,6 +172,7 @@ impl PageLane for FileLane {
                 frame: request.frame,
                 result,
                 node: None,
+                wrong: 0,
             });
         }
         self.queued.clear();

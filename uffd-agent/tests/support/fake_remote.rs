@@ -276,6 +276,7 @@ impl PageLane for FakeLane {
                 frame: request.frame,
                 result: Err(PageError::Unplaced),
                 node: None,
+                wrong: 0,
             });
             done += 1;
         }
@@ -311,6 +312,7 @@ impl PageLane for FakeLane {
                 frame: request.frame,
                 result: self.carry_out(request, node),
                 node: node.ok().filter(|_| replicated).map(|node| node as u16),
+                wrong: 0,
             });
             done += 1;
         }

@@ -150,6 +150,12 @@ impl LocalTarget {
         std::mem::forget(free);
     }
 
+    /// Whether the kernel has the page in the file.
+    pub fn is_resident(&self, page: u32) -> bool {
+        let at = i64::from(page) * PAGE_BYTES as i64;
+        nix::unistd::lseek(&self.memory, at, nix::unistd::Whence::SeekData) == Ok(at)
+    }
+
     /// Resident bytes as the kernel counts them.
     pub fn resident_bytes(&self) -> u64 {
         let stat = nix::sys::stat::fstat(&self.memory).expect("fstat");

@@ -7,6 +7,26 @@ pub mod local_target;
 pub mod losses;
 pub mod sigbus;
 
+/// A key file as `RegionConfig::seal_key` wants it, made once in a directory.
+pub fn key_file(dir: &std::path::Path) -> std::path::PathBuf {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = dir.join("seal.key");
+    let made = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path);
+    if let Ok(mut file) = made {
+        let mut key = [0; mycoram_agent::seal::KEY_FILE_BYTES];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut random| random.read_exact(&mut key))
+            .and_then(|()| file.write_all(&key))
+            .expect("a key");
+    }
+    path
+}
+
 /// A seeded generator: the failing seed is all that is needed to run a test again.
 #[derive(Clone)]
 pub struct Dice(u64);

@@ -11,6 +11,7 @@ mod lanes;
 mod placement;
 mod rebuild;
 mod region;
+mod sealing;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -19,12 +20,14 @@ use super::{BenchError, Findings, Setting};
 use crate::report::Metric;
 
 /// What the figures are called, and their units: those that are asked for by name.
-const NAMES: [(&str, &str); 13] = [
+const NAMES: [(&str, &str); 15] = [
     ("writeback_r2_over_r1", "ratio"),
     ("writeback_latency_r2_over_r1", "ratio"),
     ("writeback_bytes_ratio", "ratio"),
     ("read_r2_over_r1", "ratio"),
     ("checksum_us", "us"),
+    ("seal_us", "us"),
+    ("open_us", "us"),
     ("failover_extra_ms", "ms"),
     ("failover_visible_ms", "ms"),
     ("rebuild_over_given", "ratio"),
@@ -67,6 +70,8 @@ pub(crate) enum Part {
     Lanes,
     /// What a page's checksum adds to its copy.
     Checksum,
+    /// What sealing a page costs, and opening it.
+    Sealing,
     /// From a node's death to the next answer.
     Failover,
     /// How fast a replica is made up for, and what that does to reads.
@@ -84,9 +89,10 @@ pub(crate) type Unmeasured = Box<dyn std::error::Error>;
 pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
     let setting = &parameters.setting;
     crate::placement::pin(setting.placement.program_cpu).map_err(std::io::Error::from)?;
-    let parts: [(Part, Take<'_>); 5] = [
+    let parts: [(Part, Take<'_>); 6] = [
         (Part::Lanes, &|| lanes::run(setting, &parameters.lanes)),
         (Part::Checksum, &|| checksum::run(setting.rounds)),
+        (Part::Sealing, &|| sealing::run(setting.rounds)),
         (Part::Failover, &|| {
             failover::run(setting, &parameters.failover)
         }),

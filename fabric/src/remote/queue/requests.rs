@@ -338,6 +338,7 @@ impl LaneQueue {
                     Served::One(node) => Some(node),
                     Served::Nobody | Served::Several => None,
                 },
+                wrong: 0,
             });
         }
         into.len() - before

@@ -34,7 +34,7 @@ impl FaultWorker {
             // A repair; whether it was done, the lane counts. If not, it is found wrong again.
             _ if done.direction == Direction::Write => self.repair_or_install(id),
             Ok(()) => {
-                self.verify(id, operation, done.node);
+                self.verify(id, operation, done);
                 self.repair_or_install(id);
             }
             Err(PageError::Lost { .. }) if operation.run > 1 => {
@@ -81,8 +81,9 @@ impl FaultWorker {
         }
     }
 
-    /// Compares what `node` gave with what was written. Pages that differ leave the operation.
-    fn verify(&mut self, id: u32, operation: Operation, node: Option<u16>) {
+    /// Compares what a node gave with what was written. Pages that differ leave the operation.
+    fn verify(&mut self, id: u32, operation: Operation, done: PageDone) {
+        let node = done.node;
         for at in 0..operation.run {
             let page = PageIndex::new(operation.page.get() + at);
             let word = self.shared.pages.table.word(page);
@@ -93,13 +94,17 @@ impl FaultWorker {
             // SAFETY: the READ is done and the frame is this worker's alone until it is given back.
             let bytes = unsafe { std::slice::from_raw_parts(bytes, PAGE_BYTES) };
             let checksum = XxHash3_64::oneshot(bytes);
-            if word.unseen() {
+            let opened = done.wrong & (1 << at) == 0;
+            if opened && word.unseen() {
                 // Nobody knows what it was. From now on it is this, whichever replica is read.
                 self.shared.pages.table.set_checksum(page, checksum);
                 continue;
             }
-            if checksum == self.shared.pages.table.checksum(page) {
+            if opened && checksum == self.shared.pages.table.checksum(page) {
                 continue;
+            }
+            if !opened {
+                count(&self.shared.counters.seals_broken, 1);
             }
             count(&self.shared.counters.checksum_mismatches, 1);
             let gone = &mut self.operations[id as usize];
