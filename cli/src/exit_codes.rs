@@ -22,12 +22,15 @@ pub(crate) const REFUSED: u8 = 8;
 /// Pages were lost, because their memory node is gone.
 pub(crate) const LOST: u8 = 9;
 
+/// Replicas do not hold what was written to them, or could not be read.
+pub(crate) const WRONG: u8 = 10;
+
 /// Shown at the end of `myco --help`.
 pub(crate) const HELP: &str = "\
 Exit codes:
   0 done          1 failed           2 wrong arguments   3 wrong configuration
   4 unreachable   5 full             6 device missing    7 not permitted
-  8 refused       9 pages were lost
+  8 refused       9 pages were lost  10 replicas are wrong
 `myco vm run` ends with QEMU's own exit code once QEMU has started.
 
 Environment:
@@ -50,6 +53,7 @@ mod tests {
             PERMISSION,
             REFUSED,
             LOST,
+            WRONG,
         ];
         assert!(
             all.iter()

@@ -35,6 +35,7 @@ mod output;
 mod region;
 mod region_create;
 mod region_reserve;
+mod region_verify;
 mod version;
 mod vm;
 mod vm_attach;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::command::Outcome;
 use crate::control::{Reach, client_failure};
 use crate::output::Output;
-use crate::{region_create, region_reserve};
+use crate::{region_create, region_reserve, region_verify};
 
 /// Make, look at and delete regions
 #[derive(Debug, clap::Args)]
@@ -31,6 +31,8 @@ enum Verb {
     Show(NamedArgs),
     /// Delete a region; its memory is zeroed
     Delete(DeleteArgs),
+    /// Compare all replicas of a region that is in use with what was written
+    Verify(region_verify::Args),
     /// Promise memory ahead; regions that are counted on it find it free
     Reserve(region_reserve::ReserveArgs),
     /// End such a promise
@@ -75,6 +77,7 @@ pub(crate) fn run(args: Args, output: &Output) -> Outcome {
             let request = proto::GetRegionRequest { region };
             show(&client.get_region(request).map_err(client_failure)?, output)
         }
+        Verb::Verify(args) => region_verify::run(&args, output),
         Verb::Reserve(args) => region_reserve::reserve(&args, output),
         Verb::Unreserve(args) => region_reserve::unreserve(&args, output),
         Verb::Reservations(args) => region_reserve::reservations(&args, output),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use mycoram_fabric::check::CheckReport;
 use mycoram_fabric::placement::{self, FailureDomain};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{Epoch, ExtentIndex, Incarnation, RegionId, TenantId};
@@ -325,5 +326,26 @@ impl TryFrom<&NodeStatus> for proto::NodeStatus {
             drain: node.drain,
             incarnation: node.incarnation.get(),
         })
+    }
+}
+impl From<&CheckReport> for proto::CheckReport {
+    fn from(report: &CheckReport) -> Self {
+        let named = report.named.iter().map(|wrong| proto::WrongReplica {
+            page: wrong.page.get(),
+            node: wrong.node.clone(),
+            repaired: wrong.repaired,
+        });
+        Self {
+            check: report.number,
+            pages: report.pages,
+            looked_at: report.looked_at,
+            compared: report.compared,
+            unsettled: report.unsettled,
+            unreadable: report.unreadable,
+            wrong: report.wrong,
+            repaired: report.repaired,
+            named: named.collect(),
+            over: report.over,
+        }
     }
 }

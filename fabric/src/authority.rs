@@ -7,6 +7,7 @@
 //!     a node looks dead         ------>   report
 //!     what is to be moved?      ------>   orders        copy this extent there, drop that replica
 //!     it was moved              ------>   copied, dropped
+//!     are replicas to be compared? ---->  check_wanted, check_told
 //!     may I open a session?     ------>   grant
 //!     what did the one before me leave?   homes
 //! ```
@@ -18,6 +19,7 @@
 
 use std::sync::Arc;
 
+use crate::check::{CheckOrder, CheckReport};
 use crate::placement::{NodeEntry, Placement, PlacementError, RegionEntry, choose_apart};
 use crate::session::{Dial, Identity, Session, SessionError};
 use crate::units::{Epoch, ExtentIndex, Incarnation};
@@ -169,6 +171,18 @@ pub trait RegionAuthority: Send + Sync {
     /// Whether it ever gives [`Self::orders`]. If not, nobody asks for them.
     fn gives_orders(&self) -> bool {
         true
+    }
+
+    /// A check of the region's replicas that is to be made now, as far as is known from the last
+    /// [`Self::orders`]. Does not block.
+    fn check_wanted(&self) -> Option<CheckOrder> {
+        None
+    }
+
+    /// How far a check is. A report that is lost is made up for by the next one, save the last.
+    fn check_told(&self, report: &CheckReport) -> Result<(), AuthorityError> {
+        let _ = report;
+        Ok(())
     }
 
     /// The owner's lease. `None`: nobody gives any, and a successor takes the next one that the nodes know.

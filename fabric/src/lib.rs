@@ -18,6 +18,7 @@
 //! IO is done by the runtime modules only.
 
 pub mod authority;
+pub mod check;
 pub mod group;
 pub mod node;
 pub mod pages;

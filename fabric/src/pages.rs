@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::authority::AuthorityError;
+use crate::check::{CheckOrder, CheckReport};
 use crate::transport::{Armed, Mapping};
 use crate::units::{PageCount, PageIndex};
 
@@ -317,6 +319,23 @@ pub trait RemoteRegion: Send + Sync {
     /// False: the memory nodes have no room for an extent that is needed. Writes to it wait, until there is.
     fn has_room(&self) -> bool {
         true
+    }
+
+    /// The nodes that hold a live replica of a page now. None where the region does not know nodes.
+    fn replicas_of(&self, page: PageIndex) -> NodeSet {
+        let _ = page;
+        NodeSet::NONE
+    }
+
+    /// See [`crate::authority::RegionAuthority::check_wanted`].
+    fn check_wanted(&self) -> Option<CheckOrder> {
+        None
+    }
+
+    /// See [`crate::authority::RegionAuthority::check_told`]. Blocks; not for the fault path.
+    fn check_told(&self, report: &CheckReport) -> Result<(), AuthorityError> {
+        let _ = report;
+        Ok(())
     }
 
     /// Gives the remote memory back to its nodes. The region is of no use afterwards. Dropping it

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mycoram_fabric::authority::{
     AuthorityError, KnownExtent, KnownHomes, Order, Places, RegionAuthority, Sighting, StaleMark,
 };
+use mycoram_fabric::check::{CheckOrder, CheckReport};
 use mycoram_fabric::placement::{NodeEntry, RegionEntry};
 use mycoram_fabric::units::{Epoch, ExtentIndex, Incarnation, RegionId};
 
@@ -35,6 +36,8 @@ pub struct ControlAuthority {
     copies: Mutex<HashMap<(ExtentIndex, String), u64>>,
     /// By node: the grant and its end, ms since 1970.
     grants: Mutex<HashMap<String, (Vec<u8>, u64)>>,
+    /// As the last answer to `GetOrders` had it.
+    check: Mutex<Option<CheckOrder>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,6 +77,7 @@ impl ControlAuthority {
             round: AtomicU64::new(1),
             copies: Mutex::default(),
             grants: Mutex::default(),
+            check: Mutex::default(),
         }
     }
 
@@ -200,6 +204,10 @@ impl RegionAuthority for ControlAuthority {
 
     fn orders(&self) -> Result<Vec<Order>, AuthorityError> {
         let reply = self.client.get_orders(self.asks())?;
+        *lock(&self.check) = reply.check.map(|order| CheckOrder {
+            number: order.check,
+            repair: order.repair,
+        });
         let mut copies = lock(&self.copies);
         copies.clear();
         let mut orders = Vec::with_capacity(reply.orders.len());
@@ -241,6 +249,18 @@ impl RegionAuthority for ControlAuthority {
                 extent: extent.get(),
                 node: node.to_owned(),
             }),
+        })?;
+        Ok(())
+    }
+
+    fn check_wanted(&self) -> Option<CheckOrder> {
+        *lock(&self.check)
+    }
+
+    fn check_told(&self, report: &CheckReport) -> Result<(), AuthorityError> {
+        self.client.report_check(proto::ReportCheckRequest {
+            owner: self.owner(),
+            report: Some(report.into()),
         })?;
         Ok(())
     }

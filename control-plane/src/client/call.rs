@@ -181,6 +181,10 @@ calls! {
     get_directory: GetDirectoryRequest -> GetDirectoryReply;
     /// `GetGrant` of the proto file.
     get_grant: GetGrantRequest -> GetGrantReply;
+    /// `ReportCheck` of the proto file.
+    report_check: ReportCheckRequest -> Nothing;
+    /// `VerifyRegion` of the proto file.
+    verify_region: VerifyRegionRequest -> VerifyRegionReply;
     /// `ReportNode` of the proto file.
     report_node: ReportNodeRequest -> Nothing;
     /// `GetCluster` of the proto file.

@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use mycoram_agent::Owner;
 use mycoram_agent::daemon::{RemoteSource, SourceError};
-use mycoram_fabric::authority::RegionAuthority;
+use mycoram_fabric::authority::{AuthorityError, RegionAuthority};
+use mycoram_fabric::check::{CheckOrder, CheckReport};
 use mycoram_fabric::pages::{
-    KeepDirectory, KeepError, LaneConfig, LaneError, PageLane, RemoteRegion, RemoteStats,
+    KeepDirectory, KeepError, LaneConfig, LaneError, NodeSet, PageLane, RemoteRegion, RemoteStats,
 };
 use mycoram_fabric::placement::NodeEntry;
 use mycoram_fabric::random;
@@ -353,6 +354,18 @@ impl RemoteRegion for Leased {
 
     fn has_room(&self) -> bool {
         self.remote.has_room()
+    }
+
+    fn replicas_of(&self, page: PageIndex) -> NodeSet {
+        self.remote.replicas_of(page)
+    }
+
+    fn check_wanted(&self) -> Option<CheckOrder> {
+        self.remote.check_wanted()
+    }
+
+    fn check_told(&self, report: &CheckReport) -> Result<(), AuthorityError> {
+        self.remote.check_told(report)
     }
 
     fn release(&self) {

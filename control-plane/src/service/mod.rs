@@ -10,6 +10,7 @@
 //! Nothing is decided here. The keeper's thread owns the state and the store; an answer is given when the
 //! store has its changes. What cannot be stored is undone, and its callers are told to ask again.
 
+mod checks;
 mod figures;
 mod grants;
 mod keeper;

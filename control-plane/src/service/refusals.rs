@@ -25,6 +25,20 @@ pub(super) fn no_region(name: &str) -> Status {
     Status::with_details(Code::NotFound, message, details.into())
 }
 
+/// Nobody is there who knows what a region's pages should be.
+pub(super) fn no_owner(name: &str) -> Status {
+    Status::failed_precondition(format!(
+        "the region \"{name}\" has no owner now, and nobody else knows what its pages should be: have it taken over first"
+    ))
+}
+
+/// A check that is not known, or not any more.
+pub(super) fn no_check(name: &str, check: u64) -> Status {
+    Status::not_found(format!(
+        "check {check} of the region \"{name}\" is not known any more: another one was begun, or the control plane started again"
+    ))
+}
+
 fn status(code: Code, refusal: &dyn std::error::Error, kind: Option<Kind>) -> Status {
     let message = refusal.to_string();
     match kind {

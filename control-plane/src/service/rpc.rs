@@ -9,6 +9,7 @@ use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, Incarnation, RegionId
 use mycoram_fabric::wire::grant::SigningKey;
 use tonic::{Request, Response, Status};
 
+use super::checks::Checks;
 use super::grants;
 use super::keeper::Keeper;
 use super::refusals;
@@ -35,6 +36,7 @@ pub(super) struct Service {
     pub(super) guard: Guard,
     pub(super) signing: Option<Arc<SigningKey>>,
     pub(super) started: Instant,
+    pub(super) checks: Checks,
 }
 
 impl From<BadField> for Status {
@@ -350,7 +352,24 @@ impl ControlPlane for Service {
             })
         };
         let orders = orders.iter().map(word).collect::<Result<_, _>>()?;
-        said(proto::GetOrdersReply { orders })
+        let check = self.checks.wanted(region);
+        said(proto::GetOrdersReply { orders, check })
+    }
+
+    async fn report_check(
+        &self,
+        request: Request<proto::ReportCheckRequest>,
+    ) -> Answer<proto::Nothing> {
+        self.guard.check(&request, OWNERS)?;
+        let asks = request.into_inner();
+        let (region, epoch) = owner(asks.owner)?;
+        let report = asks.report.ok_or(bad("report"))?;
+        // Only the owner is believed.
+        self.keeper
+            .look(move |cluster| cluster.orders(region, epoch).map(|_| ()))
+            .await??;
+        self.checks.told(region, report, Instant::now());
+        said(proto::Nothing {})
     }
 
     async fn replica_copied(
@@ -634,6 +653,29 @@ impl ControlPlane for Service {
         let left = self.keeper.apply(delete).await??;
         let unreleased = u32::try_from(left).unwrap_or(u32::MAX);
         said(proto::DeleteRegionReply { unreleased })
+    }
+
+    async fn verify_region(
+        &self,
+        request: Request<proto::VerifyRegionRequest>,
+    ) -> Answer<proto::VerifyRegionReply> {
+        self.guard.check(&request, ADMINS)?;
+        let asks = request.into_inner();
+        let region = self.region_named(asks.region.clone()).await?;
+        let status = self.status(region).await?;
+        if status.lease() == proto::LeaseState::Free {
+            return Err(refusals::no_owner(&asks.region));
+        }
+        let now = Instant::now();
+        let check = match asks.check {
+            0 => self.checks.begin(region, asks.repair, now),
+            known => known,
+        };
+        said(
+            self.checks
+                .look(region, check, now)
+                .ok_or_else(|| refusals::no_check(&asks.region, check))?,
+        )
     }
 
     async fn drain_node(

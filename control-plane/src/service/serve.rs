@@ -15,6 +15,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tower::util::MapResponseLayer;
 
+use super::checks::Checks;
 use super::figures::{self, Calls};
 use super::keeper::Keeper;
 use super::roles::Guard;
@@ -147,6 +148,8 @@ impl ControlServer {
             guard,
             signing: config.signing.map(Arc::new),
             started,
+            // Those of an earlier term mean nothing.
+            checks: Checks::new(begun.answer << 32),
         };
         let (stop, mut stopped) = watch::channel(false);
         let incoming = {

@@ -16,9 +16,10 @@ use super::thin::Thin;
 use super::transports::Transports;
 use super::waits::LanePosts;
 use super::watch::Watch;
-use crate::authority::RegionAuthority;
+use crate::authority::{AuthorityError, RegionAuthority};
+use crate::check::{CheckOrder, CheckReport};
 use crate::pages::{
-    KeepDirectory, KeepError, LaneConfig, LaneError, PageLane, RemoteRegion, RemoteStats,
+    KeepDirectory, KeepError, LaneConfig, LaneError, NodeSet, PageLane, RemoteRegion, RemoteStats,
 };
 use crate::placement::RegionEntry;
 use crate::rebuild::Rebuilder;
@@ -244,6 +245,26 @@ impl RemoteRegion for Remote {
 
     fn keep_directory(&self, keep: KeepDirectory) -> Result<(), KeepError> {
         self.shared.keep_directory(keep)
+    }
+
+    fn replicas_of(&self, page: PageIndex) -> NodeSet {
+        let extent = self.shared.extent_of(page).get() as usize;
+        let directory = self.shared.directory();
+        let mut nodes = NodeSet::NONE;
+        for home in directory.homes.get(extent).into_iter().flatten() {
+            if home.worth == Worth::Live {
+                nodes.add(home.node);
+            }
+        }
+        nodes
+    }
+
+    fn check_wanted(&self) -> Option<CheckOrder> {
+        self.shared.authority.check_wanted()
+    }
+
+    fn check_told(&self, report: &CheckReport) -> Result<(), AuthorityError> {
+        self.shared.authority.check_told(report)
     }
 
     fn release(&self) {

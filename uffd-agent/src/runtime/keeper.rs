@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::Receiver;
 use mycoram_fabric::units::{PageCount, PageIndex};
 
+use super::check::Checks;
 use super::region::{EventHandler, LostPage, RegionEvent};
 use super::shared::{LossReport, Shared, Standing, SuspectRange};
 use super::snapshot;
@@ -52,6 +53,7 @@ pub(crate) struct Keeper {
     /// `None`: nobody is to read them.
     figures: Option<PathBuf>,
     figures_at: u64,
+    checks: Checks,
 }
 
 /// What a keeper is made of.
@@ -83,6 +85,7 @@ impl Keeper {
             told: 0,
             figures: parts.figures,
             figures_at: 0,
+            checks: Checks::default(),
         }
     }
 
@@ -99,6 +102,7 @@ impl Keeper {
                 self.shared.pages.credits.relax();
                 self.write_figures();
                 self.tell_losses();
+                self.checks.tend(&self.shared);
             }
             self.sleep();
         }
@@ -106,6 +110,7 @@ impl Keeper {
             // A thread that panicked has said so; the others go on to their end.
             let _ = thread.join();
         }
+        self.checks.end();
         self.keep_address();
         self.tell_losses();
         self.write_figures();

@@ -19,13 +19,13 @@ use crate::engine::{Content, Event, FaultStep};
 use crate::page_table::PageState;
 
 /// How long to wait before a page that somebody else is at is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_micros(200);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_micros(200);
 /// Longest wait for a completion before the region's standing is looked at again, ms.
 const WAIT_MS: u16 = 100;
 
 /// A lane and the run that is being gathered on it.
-struct Errand<'a> {
-    shared: &'a Shared,
+pub(super) struct Errand<'a> {
+    pub(super) shared: &'a Shared,
     lane: Box<dyn PageLane>,
     done: Vec<PageDone>,
     failed: u64,
@@ -33,7 +33,7 @@ struct Errand<'a> {
 }
 
 impl<'a> Errand<'a> {
-    fn new(shared: &'a Shared) -> Result<Self, RegionError> {
+    pub(super) fn new(shared: &'a Shared) -> Result<Self, RegionError> {
         let config = LaneConfig {
             frames: 64,
             ..shared.config.lane
@@ -47,7 +47,7 @@ impl<'a> Errand<'a> {
         })
     }
 
-    fn bytes(&self, frame: u32) -> *mut u8 {
+    pub(super) fn bytes(&self, frame: u32) -> *mut u8 {
         // SAFETY: frames below MAX_RUN_PAGES, of at least 64.
         unsafe { self.lane.frames().as_ptr().add(frame as usize * PAGE_BYTES) }
     }
@@ -60,13 +60,24 @@ impl<'a> Errand<'a> {
         page: PageIndex,
         run: u16,
     ) -> Result<(Option<PageError>, u16), RegionError> {
+        self.carry_to(direction, page, run, Which::Live)
+    }
+
+    /// The same with these replicas.
+    pub(super) fn carry_to(
+        &mut self,
+        direction: Direction,
+        page: PageIndex,
+        run: u16,
+        which: Which,
+    ) -> Result<(Option<PageError>, u16), RegionError> {
         let request = PageRequest {
             tag: 0,
             direction,
             page,
             run,
             frame: FrameIndex(0),
-            which: Which::Live,
+            which,
         };
         while self.lane.queue(request).is_err() {
             self.wait();
@@ -121,7 +132,7 @@ impl<'a> Errand<'a> {
     }
 }
 
-fn still_serving(shared: &Shared) -> Result<(), RegionError> {
+pub(super) fn still_serving(shared: &Shared) -> Result<(), RegionError> {
     if shared.is_serving() {
         Ok(())
     } else {

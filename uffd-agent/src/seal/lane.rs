@@ -11,9 +11,11 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use mycoram_fabric::authority::AuthorityError;
+use mycoram_fabric::check::{CheckOrder, CheckReport};
 use mycoram_fabric::pages::{
-    Direction, FrameIndex, KeepDirectory, KeepError, LaneConfig, LaneError, LaneFull, PageDone,
-    PageError, PageLane, PageRequest, RemoteRegion, RemoteStats, Which,
+    Direction, FrameIndex, KeepDirectory, KeepError, LaneConfig, LaneError, LaneFull, NodeSet,
+    PageDone, PageError, PageLane, PageRequest, RemoteRegion, RemoteStats, Which,
 };
 use mycoram_fabric::transport::{Armed, Mapping};
 use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
@@ -116,6 +118,18 @@ impl RemoteRegion for SealedRegion {
 
     fn has_room(&self) -> bool {
         self.inner.has_room()
+    }
+
+    fn replicas_of(&self, page: PageIndex) -> NodeSet {
+        self.inner.replicas_of(page)
+    }
+
+    fn check_wanted(&self) -> Option<CheckOrder> {
+        self.inner.check_wanted()
+    }
+
+    fn check_told(&self, report: &CheckReport) -> Result<(), AuthorityError> {
+        self.inner.check_told(report)
     }
 
     fn release(&self) {
