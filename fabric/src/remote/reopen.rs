@@ -94,7 +94,7 @@ impl Remote {
 
     /// Takes `region` over without anything of its former owner's: with what the authority knows of it (see
     /// [`RegionAuthority::homes`]), at the authority's epoch and with the token in `options`. Pages of extents that
-    /// were placed are [inherited](RemoteRegion::inherits).
+    /// were placed are [inherited](crate::pages::RemoteRegion::inherits).
     pub fn adopt(
         region: &RegionEntry,
         authority: Arc<dyn RegionAuthority>,
