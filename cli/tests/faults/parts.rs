@@ -16,8 +16,9 @@ use super::net::Net;
 use super::worker;
 
 const MYCO: &str = env!("CARGO_BIN_EXE_myco");
-/// How long anything may take before it counts as a hang.
-pub(crate) const HANG: Duration = Duration::from_secs(180);
+/// How long anything may take before it counts as a hang: longer than the control plane watches a node that came
+/// back again and again (five minutes).
+pub(crate) const HANG: Duration = Duration::from_secs(420);
 /// How long a node may be silent: several times what a loaded machine makes of a heartbeat, and an emulated one.
 const NODE_LEASE: &str = "2s";
 const NODE_LEASE_IN_TESTBED: &str = "6s";
