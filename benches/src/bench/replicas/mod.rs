@@ -20,14 +20,12 @@ use super::{BenchError, Findings, Setting};
 use crate::report::Metric;
 
 /// What the figures are called, and their units: those that are asked for by name.
-const NAMES: [(&str, &str); 15] = [
+const NAMES: [(&str, &str); 13] = [
     ("writeback_r2_over_r1", "ratio"),
     ("writeback_latency_r2_over_r1", "ratio"),
     ("writeback_bytes_ratio", "ratio"),
     ("read_r2_over_r1", "ratio"),
     ("checksum_us", "us"),
-    ("seal_us", "us"),
-    ("open_us", "us"),
     ("failover_extra_ms", "ms"),
     ("failover_visible_ms", "ms"),
     ("rebuild_over_given", "ratio"),
