@@ -1,15 +1,18 @@
 //! `myco agent serve`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use mycoram_agent::daemon::{AllowedPeers, Daemon, DaemonConfig, DaemonConfigError, StartError};
 use mycoram_agent::kernel::{KernelFeatures, lock_process};
+use mycoram_control::metrics::MetricsServer;
 use mycoram_fabric::units::ByteCount;
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
+use crate::agent_metrics::Metrics;
 use crate::command::Outcome;
 use crate::exit_codes;
 use crate::failure::Failure;
@@ -59,6 +62,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     seal_key: Option<PathBuf>,
 
+    #[command(flatten)]
+    metrics: Metrics,
+
     /// Do not lend /dev/userfaultfd to programs that may not open it themselves
     #[arg(long)]
     no_lend_device: bool,
@@ -86,6 +92,7 @@ impl FromStr for Allow {
 struct Ready {
     socket: PathBuf,
     max_local_bytes: ByteCount,
+    metrics: Option<SocketAddr>,
     nodes: usize,
     kernel_lacks: Vec<&'static str>,
     pid: u32,
@@ -106,7 +113,9 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
     let far = args.nodes.open()?;
     keep_in_memory();
     let daemon = Daemon::start(config(args), far.source).map_err(start_failure)?;
+    let metrics = args.metrics.of_all(&args.state_dir)?;
     let ready = Ready {
+        metrics: metrics.as_ref().map(MetricsServer::address),
         socket: args.socket.clone(),
         max_local_bytes: args.max_local,
         nodes: far.nodes,
@@ -136,6 +145,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
             stopper.stop();
         })?;
     daemon.run();
+    drop(metrics);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,6 +11,7 @@
 //! To add a subcommand: a file with `Args` and `run`, and one line in its noun's enum in `command`.
 
 mod agent;
+mod agent_metrics;
 mod agent_serve;
 mod cluster;
 mod cluster_init;

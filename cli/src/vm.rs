@@ -10,6 +10,7 @@ use clap::Subcommand;
 use mycoram_agent::daemon::SourceError;
 use mycoram_agent::{ConfigError, RegionConfig, RegionName};
 use mycoram_control::client::{ClientError, LeaseError};
+use mycoram_control::metrics::MetricsServer;
 use mycoram_fabric::remote::CreateError;
 use mycoram_fabric::units::ByteCount;
 use mycoram_qemu::attach::{AttachError, AttachOptions};
@@ -17,6 +18,7 @@ use mycoram_qemu::inject::InjectError;
 use mycoram_qemu::launch::{Notice, Ran, RunError, SpawnError, has_direct_io};
 use mycoram_qemu::registry::{Registry, RegistryError};
 
+use crate::agent_metrics::Metrics;
 use crate::agent_serve::keep_in_memory;
 use crate::command::Outcome;
 use crate::control::client_code;
@@ -86,9 +88,21 @@ pub(crate) struct Far {
     /// names the same file
     #[arg(long, value_name = "FILE")]
     seal_key: Option<PathBuf>,
+
+    #[command(flatten)]
+    metrics: Metrics,
 }
 
 impl Far {
+    /// Serves the region's figures, if that was asked for, as long as the answer lives.
+    pub(crate) fn metrics(&self, name: &RegionName) -> Result<Option<MetricsServer>, Failure> {
+        let server = self.metrics.of_one(&self.state_dir, name)?;
+        if let Some(server) = &server {
+            eprintln!("myco: {name}: metrics: http://{}/metrics", server.address());
+        }
+        Ok(server)
+    }
+
     pub(crate) fn open(&self) -> Result<OpenFar, Failure> {
         let far = self.nodes.open()?;
         keep_in_memory();

@@ -63,6 +63,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     };
     // A QEMU that cannot be looked at is refused below, with the reason.
     let arguments = arguments_of(Pid::from_raw(args.pid)).unwrap_or_default();
+    let _metrics = args.far.metrics(&name)?;
     let (region, attach) = args.far.region(name.clone(), &arguments);
     let vm = VmAttach {
         pid: Pid::from_raw(args.pid),

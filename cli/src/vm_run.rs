@@ -50,6 +50,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Outcome {
     let (registry, far) = (vm::registry()?, args.far.open()?);
+    let _metrics = args.far.metrics(&args.name)?;
     let (region, attach) = args.far.region(args.name.clone(), &args.arguments);
     let vm = VmRun {
         qemu: args.qemu,

@@ -1,6 +1,6 @@
 //! `myco agent serve` with real memory nodes: this test is the program that connects.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -115,10 +115,32 @@ impl Place {
             &text(&self.path("agent.sock")),
             "--state-dir",
             &text(&self.path("state")),
+            "--metrics",
+            "127.0.0.1:0",
         ]);
         let ready = agent.line();
+        let metrics = ready["metrics"].as_str().expect("an address");
+        std::fs::write(self.path("metrics"), metrics).expect("written");
         assert_eq!(ready["schema"], "myco.agent-ready");
         agent
+    }
+
+    /// One figure of the agent, as a monitor reads it; all of that name together.
+    fn figure(&self, name: &str) -> f64 {
+        let address = std::fs::read_to_string(self.path("metrics")).expect("an agent was started");
+        let mut stream = std::net::TcpStream::connect(address).expect("listening");
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: myco\r\n\r\n")
+            .expect("sent");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).expect("an answer");
+        let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+        let lines = page.lines().filter(|line| line.contains(labels));
+        lines
+            .filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '))
+            .filter(|(rest, _)| rest.is_empty() || rest.starts_with('{'))
+            .map(|(_, value)| value.parse::<f64>().expect("a number"))
+            .sum()
     }
 
     /// Bytes that the nodes have lent.
@@ -238,6 +260,60 @@ fn a_program_outlives_the_agent_that_serves_it() {
     drop(mapping);
     assert_eq!(place.lent(), 0, "remote memory is freed");
     assert!(agent.terminate().success());
+}
+
+/// Waits for a figure, which is written down once a second.
+fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = std::time::Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(std::time::Instant::now() < until, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn what_an_agent_does_moves_its_figures() {
+    let mut place = Place::new();
+    let _agent = place.agent();
+    assert_eq!(place.figure("mycoram_agent_regions"), 0.0);
+    let program = Program::start(&place);
+    wait_for("the region is seen", || {
+        place.figure("mycoram_agent_regions") == 1.0
+    });
+    program.fill(1);
+    program.verify(1);
+    let moves = [
+        "mycoram_agent_faults_total{kind=\"major\"",
+        "mycoram_agent_faults_total{kind=\"hit\"",
+        "mycoram_agent_fault_service_seconds_count",
+        "mycoram_agent_fault_service_seconds_sum",
+        "mycoram_agent_hit_ratio",
+        "mycoram_agent_evictions_total{kind=\"written\"",
+        "mycoram_agent_moved_bytes_total{direction=\"read\"",
+        "mycoram_agent_moved_bytes_total{direction=\"written\"",
+        "mycoram_agent_memory_bytes{state=\"resident\"",
+        "mycoram_agent_memory_bytes{state=\"remote\"",
+        "mycoram_agent_budget_bytes{which=\"peak\"",
+        "mycoram_agent_replicas{state=\"live\"",
+    ];
+    for name in moves {
+        wait_for(name, || place.figure(name) > 0.0);
+    }
+    assert_eq!(
+        place.figure("mycoram_agent_budget_bytes{which=\"allowed\""),
+        LOCAL.get() as f64
+    );
+    for kind in ["page_lost", "page_wrong", "node_lost"] {
+        let errors = format!("mycoram_agent_errors_total{{kind=\"{kind}\"");
+        assert_eq!(place.figure(&errors), 0.0, "{kind}");
+    }
+    place.nodes.remove(0).kill();
+    let lost = "mycoram_agent_errors_total{kind=\"node_lost\"";
+    wait_for(lost, || {
+        // Pages that have no place any more: it fails, and nothing is touched that may be lost.
+        let _ = program.attached.flush();
+        place.figure(lost) > 0.0
+    });
 }
 
 #[test]

@@ -57,7 +57,7 @@ pub use runtime::{
     AttachError, EventHandler, LostPage, Owner, Places, Region, RegionError, RegionEvent,
     SavedRegion, SetUpError, TakeOverError,
 };
-pub use stats::{RegionStats, STATS_VERSION, StatsError};
+pub use stats::{FAULT_BUCKETS_US, RegionStats, STATS_VERSION, StatsError};
 pub use target::{
     HeldDescriptors, MAX_PARKING_PIPES, ParkingPipe, ParkingPipeError, PrivateTarget,
     SLOTS_PER_PIPE, Target,

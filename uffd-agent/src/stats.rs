@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the figures' JSON.
 pub const STATS_VERSION: u32 = 1;
+/// Upper bounds of [`RegionStats::fault_buckets`], us; the last bucket has none.
+pub const FAULT_BUCKETS_US: [u32; 15] = [
+    5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000, 1_000_000, 10_000_000,
+];
 
 /// What a region has done, and how it stands. Counters run since the agent attached or took over.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +45,13 @@ pub struct RegionStats {
     pub fault_p999_us: f64,
     /// As above.
     pub fault_max_us: f64,
+    /// Faults by service time: how many took longer than the bucket's bound before ([`FAULT_BUCKETS_US`]),
+    /// and not longer than its own.
+    #[serde(default)]
+    pub fault_buckets: Vec<u64>,
+    /// All service times together, us.
+    #[serde(default)]
+    pub fault_sum_us: f64,
     /// Pages in the file.
     pub resident: u64,
     /// Largest number of pages that were resident, fetched or leaving at once.

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use mycoram_fabric::random;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
@@ -26,6 +28,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Most processes of one control plane.
 const MAX_PROCESSES: usize = 16;
+/// The name under which a call carries its number, in its metadata.
+pub(crate) const REQUEST_ID: &str = "mycoram-request";
 /// The port where none is named.
 const DEFAULT_PORT: u16 = 7400;
 
@@ -118,6 +122,8 @@ impl Access {
 pub struct ControlClient {
     runtime: Runtime,
     processes: Vec<(String, ControlPlaneClient<Channel>)>,
+    /// The number of the next request; the first is drawn.
+    requests: AtomicU64,
     /// Which process answered last.
     present: AtomicUsize,
     patience: Duration,
@@ -146,8 +152,15 @@ macro_rules! calls {
         impl ControlClient {
             $($(#[$doc])*
             pub fn $name(&self, request: proto::$request) -> Result<proto::$reply, ClientError> {
+                let id = self.next_request();
+                tracing::debug!(request = id, call = stringify!($name), "the control plane is asked");
+                let carried = AsciiMetadataValue::try_from(id).ok();
                 self.call(async |mut to: ControlPlaneClient<Channel>| {
-                    to.$name(Request::new(request.clone())).await
+                    let mut asks = Request::new(request.clone());
+                    if let Some(id) = &carried {
+                        asks.metadata_mut().insert(REQUEST_ID, id.clone());
+                    }
+                    to.$name(asks).await
                 })
             })*
         }
@@ -221,6 +234,7 @@ impl ControlClient {
             .thread_name("myco-control-io")
             .enable_all()
             .build()?;
+        let first = random::System::open()?.number();
         let scheme = if access.credentials.is_some() {
             "https"
         } else {
@@ -249,9 +263,16 @@ impl ControlClient {
         Ok(Self {
             runtime,
             processes,
+            requests: AtomicU64::new(first),
             present: AtomicUsize::new(0),
             patience: access.patience,
         })
+    }
+
+    /// Unlike any other, so that the words of both sides about a call are found together.
+    fn next_request(&self) -> String {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        format!("{number:016x}")
     }
 
     fn call<T, F>(&self, mut each: F) -> Result<T, ClientError>

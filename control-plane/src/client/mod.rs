@@ -20,6 +20,7 @@ mod regions;
 mod url;
 
 pub use authority::ControlAuthority;
+pub(crate) use call::REQUEST_ID;
 pub use call::{Access, AddressError, ControlAddress, ControlClient, SetupError};
 pub use error::{ClientError, Refused};
 pub use lease::{LeaseError, RegionKey, RegionLease};

@@ -1,8 +1,11 @@
 //! One page of figures, as they are now.
 
 use std::borrow::Cow;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -81,6 +84,33 @@ impl Page {
         self.registry.register(name, help, family);
     }
 
+    /// Shares, from 0 to 1.
+    pub(crate) fn ratios(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels, f64)>,
+    ) {
+        let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).set(value);
+        }
+        self.registry
+            .register_with_unit(name, help, Unit::Other("ratio".to_owned()), family);
+    }
+
+    /// How often which values were seen.
+    pub(crate) fn histograms(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Unit,
+        values: Vec<(Labels, Histogram)>,
+    ) {
+        self.registry
+            .register_with_unit(name, help, unit, Histograms(values));
+    }
+
     /// The text.
     #[must_use]
     pub fn text(&self) -> String {
@@ -88,6 +118,32 @@ impl Page {
         // Writing to a String does not fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+}
+
+/// Counted by somebody else: upper bounds and how many were up to each, but not to the one before.
+#[derive(Debug)]
+pub(crate) struct Histogram {
+    pub(crate) sum: f64,
+    pub(crate) buckets: Vec<(f64, u64)>,
+}
+
+#[derive(Debug)]
+struct Histograms(Vec<(Labels, Histogram)>);
+
+impl EncodeMetric for Histograms {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        for (labels, histogram) in &self.0 {
+            let count = histogram.buckets.iter().map(|(_, count)| count).sum();
+            encoder
+                .encode_family(labels)?
+                .encode_histogram::<NoLabelSet>(histogram.sum, count, &histogram.buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
     }
 }
 

@@ -218,6 +218,11 @@ impl ControlPlane for Service {
     ) -> Answer<proto::AcquireRegionReply> {
         self.guard.check(&request, OWNERS)?;
         let asks = request.into_inner();
+        tracing::debug!(
+            owner = %format_args!("{:016x}", asks.owner),
+            region = %asks.region,
+            "an owner wants a region"
+        );
         if asks.owner == 0 {
             return Err(bad("owner").into());
         }

@@ -20,6 +20,7 @@ use super::figures::{self, Calls};
 use super::keeper::Keeper;
 use super::roles::Guard;
 use super::rpc::Service;
+use crate::client::REQUEST_ID;
 use crate::cluster::{BeginTerm, Cluster, Limits, LoadError};
 use crate::identity::Credentials;
 use crate::metrics::{MetricsError, MetricsServer};
@@ -121,6 +122,7 @@ impl ControlServer {
             .map_err(ServeError::Threads)?;
         let mut server = Server::builder()
             .timeout(CALL)
+            .trace_fn(span_of)
             .http2_keepalive_interval(Some(KEEPALIVE));
         let guard = match &config.trust {
             Trust::Certificates(credentials) => {
@@ -200,6 +202,17 @@ impl ControlServer {
     pub fn metrics(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().map(MetricsServer::address)
     }
+}
+
+/// What is said while a call is answered carries the number that its caller gave it.
+fn span_of(call: &http::Request<()>) -> tracing::Span {
+    let id = call.headers().get(REQUEST_ID);
+    let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let method = call.uri().path().rsplit('/').next().unwrap_or_default();
+    // Of the highest level, so that it is there for whatever is said.
+    let span = tracing::error_span!("call", request = id, method);
+    span.in_scope(|| tracing::debug!("asked"));
+    span
 }
 
 impl Drop for ControlServer {

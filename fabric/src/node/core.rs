@@ -118,6 +118,12 @@ impl NodeCore {
                     self.data.fence(open.region, epoch);
                     tracing::info!(region = %open.region, %epoch, "a region has a new owner, the former one is fenced");
                 }
+                tracing::debug!(
+                    owner = %format_args!("{:016x}", open.owner),
+                    region = %open.region,
+                    %epoch,
+                    "a session is open"
+                );
                 Ok(Response::Opened(admission.opened))
             }
             Request::Ticket(request) => self.ticket(session, &request),

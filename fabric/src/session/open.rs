@@ -62,12 +62,21 @@ impl Session {
             grant,
         });
         match channel.call(identity.epoch, &request)? {
-            Response::Opened(opened) => Ok(Self {
-                channel,
-                identity,
-                welcome,
-                opened,
-            }),
+            Response::Opened(opened) => {
+                tracing::debug!(
+                    owner = %format_args!("{:016x}", identity.owner),
+                    region = %identity.region,
+                    epoch = %identity.epoch,
+                    node = %channel.node(),
+                    "a session is open"
+                );
+                Ok(Self {
+                    channel,
+                    identity,
+                    welcome,
+                    opened,
+                })
+            }
             _ => Err(SessionError::Unexpected {
                 node: channel.node(),
             }),

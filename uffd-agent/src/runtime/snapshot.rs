@@ -4,9 +4,11 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hdrhistogram::Histogram;
+
 use super::shared::Shared;
 use crate::page_table::PageState;
-use crate::stats::{RegionStats, STATS_VERSION};
+use crate::stats::{FAULT_BUCKETS_US, RegionStats, STATS_VERSION};
 
 /// The figures as of now.
 pub(crate) fn take(shared: &Shared) -> RegionStats {
@@ -19,6 +21,7 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
     let us = |ns: u64| ns as f64 / 1000.0;
+    let (fault_buckets, fault_sum_us) = buckets(&service);
     RegionStats {
         version: STATS_VERSION,
         name: shared.config.name.to_string(),
@@ -39,6 +42,8 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         fault_p99_us: us(service.value_at_quantile(0.99)),
         fault_p999_us: us(service.value_at_quantile(0.999)),
         fault_max_us: us(service.max()),
+        fault_buckets,
+        fault_sum_us,
         resident: pages.count(PageState::Resident),
         peak_resident: pages.credits.peak_used(),
         remote: pages.count(PageState::Remote),
@@ -59,6 +64,19 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         seals_broken: get(&counters.seals_broken),
         transport: shared.remote.stats(),
     }
+}
+
+/// How many took how long, and the sum in us.
+fn buckets(service: &Histogram<u64>) -> (Vec<u64>, f64) {
+    let mut counts = vec![0; FAULT_BUCKETS_US.len() + 1];
+    let mut sum_us = 0.0;
+    for value in service.iter_recorded() {
+        let us = value.value_iterated_to() as f64 / 1000.0;
+        let bucket = FAULT_BUCKETS_US.partition_point(|bound| f64::from(*bound) < us);
+        counts[bucket] += value.count_at_value();
+        sum_us += us * value.count_at_value() as f64;
+    }
+    (counts, sum_us)
 }
 
 /// Puts figures where [`RegionStats::read`] finds them, whole or not at all.
