@@ -5,6 +5,7 @@
 //!   net     who is reached how: namespaces on a bridge, cut, slow or lossy
 //!   parts   control plane, three memory nodes, agent: started, killed, stopped, started again
 //!   worker  a process of its own whose every read checks the last write
+//!   stale   what a run that was killed has left
 //!   run     carries rounds out; between two of them everything has to be whole again
 //! ```
 //!
@@ -15,4 +16,5 @@ pub(crate) mod net;
 pub(crate) mod parts;
 pub(crate) mod plan;
 pub(crate) mod run;
+pub(crate) mod stale;
 pub(crate) mod worker;

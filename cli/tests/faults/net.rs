@@ -1,9 +1,14 @@
 //! Who is reached how: a namespace to each memory node on a bridge, where the agent and the control plane are
 //! too. Its own, made and removed by the test, or the test bed's `nodes:N`.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::plan::Means;
+use super::stale;
+
+/// Begins the names of the namespaces that are made.
+const NAMESPACE: &str = "myf";
 
 /// Where a memory node is.
 #[derive(Clone, Debug)]
@@ -59,8 +64,11 @@ impl Net {
 
     /// Namespaces of its own. They take root, `ip` and a kernel with bridges.
     fn make(nodes: usize) -> Result<Self, String> {
-        let prefix = format!("myf{}", std::process::id());
-        let hub = format!("{prefix}h");
+        for left in stale::left_in(Path::new("/run/netns"), NAMESPACE) {
+            run(&["ip", "netns", "del", &left])?;
+        }
+        let prefix = stale::name(NAMESPACE);
+        let hub = format!("{prefix}-h");
         let mut net = Self {
             address: "10.79.0.254".to_owned(),
             hub: Some(hub.clone()),
@@ -87,7 +95,7 @@ impl Net {
         in_hub(&["ip", "address", "add", "10.79.0.254/24", "dev", "br0"])?;
         in_hub(&["ip", "link", "set", "br0", "up"])?;
         for number in 1..=nodes {
-            let namespace = format!("{prefix}n{number}");
+            let namespace = format!("{prefix}-n{number}");
             run(&["ip", "netns", "add", &namespace])?;
             net.made.push(namespace.clone());
             let (port, address) = (format!("p{number}"), format!("10.79.0.{number}"));

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::net::Net;
-use super::worker;
+use super::{stale, worker};
 
 const MYCO: &str = env!("CARGO_BIN_EXE_myco");
 /// How long anything may take before it counts as a hang: longer than the control plane watches a node that came
@@ -109,10 +109,7 @@ pub(crate) struct Parts {
 
 impl Parts {
     pub(crate) fn start(net: Net, transport: &'static str) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("mycoram-faults")
-            .tempdir_in("/dev/shm")
-            .expect("a directory in /dev/shm");
+        let dir = stale::directory(Path::new("/dev/shm")).expect("a directory in /dev/shm");
         mycoram_control::identity::init_cluster(&dir.path().join("tls")).expect("made");
         let mut all = vec![Which::Control, Which::Agent];
         all.extend((0..net.nodes.len()).map(Which::Node));
