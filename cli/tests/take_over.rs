@@ -3,9 +3,9 @@
 
 mod control_process;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use control_process::{Cluster, Process, wait_until};
@@ -24,6 +24,8 @@ const SIZE: usize = 64 * MIB;
 const WRITTEN: usize = 6 * MIB;
 /// Tells the child what to be.
 const OWNER: &str = "MYCORAM_TEST_OWNER";
+/// The word for a notice of its, that somebody else is the owner now.
+const TOLD: &str = "told";
 
 fn value(place: usize) -> u8 {
     (place / PAGE * 7 + place + 1) as u8
@@ -82,18 +84,19 @@ impl Owner {
             .env(OWNER, uri)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let (say, says) = channel();
-        // Ends with the child.
-        std::thread::spawn(move || {
-            let words = lines
-                .map_while(Result::ok)
-                .map(|line| line.trim().to_owned());
-            words
-                .filter(|word| ["flushed", "accepted", "refused"].contains(&word.as_str()))
-                .try_for_each(|word| say.send(word))
+        let words = ["flushed", "accepted", "refused"];
+        pass_on(
+            child.stdout.take().expect("piped"),
+            say.clone(),
+            move |line| words.into_iter().find(|word| *word == line),
+        );
+        pass_on(child.stderr.take().expect("piped"), say, |line| {
+            eprintln!("{line}");
+            line.contains("has a new owner").then_some(TOLD)
         });
         let owner = Self { child, says };
         let first = owner.says.recv_timeout(control_process::HANG);
@@ -105,6 +108,24 @@ impl Owner {
         let pid = i32::try_from(self.child.id()).expect("a pid");
         kill(Pid::from_raw(pid), signal).expect("our own child");
     }
+}
+
+/// Passes words on that are found in lines of `from`. Ends with who writes them.
+fn pass_on(
+    from: impl Read + Send + 'static,
+    say: Sender<String>,
+    word_in: impl Fn(&str) -> Option<&'static str> + Send + 'static,
+) {
+    std::thread::spawn(move || {
+        let lines = BufReader::new(from).lines().map_while(Result::ok);
+        for line in lines {
+            if let Some(word) = word_in(line.trim())
+                && say.send(word.to_owned()).is_err()
+            {
+                break;
+            }
+        }
+    });
 }
 
 impl Drop for Owner {
@@ -191,13 +212,23 @@ fn an_owner_that_slept_through_its_succession_writes_nothing_any_more() {
     let _ = says.write_all(b"go on\n");
     drop(says);
     // Whatever becomes of it: it may also wait for a page that it does not get any more.
+    // Who tells it first, the control plane or a node that it asks, is a matter of moments. Told it is.
+    let mut told = false;
+    let refusals = "mycoram_node_refusals_total{kind=\"EpochTooLow\"}";
+    wait_until(
+        "it was refused where the data is, or told before it got there",
+        || {
+            while let Ok(word) = owner.says.recv_timeout(Duration::from_millis(20)) {
+                assert_ne!(word, "accepted", "two owners wrote");
+                told |= word == TOLD;
+            }
+            let refused = |node: &Process| node.figure(refusals).is_some_and(|count| count > 0.0);
+            told || nodes.iter().any(refused)
+        },
+    );
     while let Ok(word) = owner.says.recv_timeout(Duration::from_secs(5)) {
         assert_ne!(word, "accepted", "two owners wrote");
     }
-    // Who tells it first, the control plane or a node that it asks, is a matter of moments.
-    let refused = "mycoram_node_refusals_total{kind=\"EpochTooLow\"}";
-    let refused: f64 = nodes.iter().filter_map(|node| node.figure(refused)).sum();
-    println!("{refused} times it was refused where the data is");
     // Read anew from the nodes: nothing of it has landed.
     check(&memory);
     memory.unmap().expect("unmaps");
