@@ -33,16 +33,7 @@ pub(super) fn attach(
             mailbox.put(Mail::Socket(socket));
             serve(
                 shared,
-                Keeper {
-                    region,
-                    process,
-                    socket: None,
-                    mailbox,
-                    promise,
-                    record,
-                    state_dir: shared.config.state_dir.clone(),
-                    closing: Arc::clone(&shared.closing),
-                },
+                Keeper::new(shared, (region, mailbox), process, promise, record),
             );
             Ok(())
         }
@@ -179,16 +170,7 @@ pub(super) fn resume(
             mailbox.put(Mail::Socket(socket));
             serve(
                 shared,
-                Keeper {
-                    region,
-                    process,
-                    socket: None,
-                    mailbox,
-                    promise,
-                    record,
-                    state_dir: shared.config.state_dir.clone(),
-                    closing: Arc::clone(&shared.closing),
-                },
+                Keeper::new(shared, (region, mailbox), process, promise, record),
             );
             Ok(())
         }

@@ -20,7 +20,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::message::{self, Kind, Notice, Refusal, Reply, Request, in_words};
 use super::record::Record;
-use super::shared::Promise;
+use super::shared::{Promise, Shared};
 use super::socket::{Socket, SocketError};
 use crate::kernel::PidFd;
 use crate::{Region, RegionEvent};
@@ -82,15 +82,15 @@ pub(super) enum Ending {
 
 /// See the module.
 pub(super) struct Keeper {
-    pub(super) region: Region,
-    pub(super) process: PidFd,
-    pub(super) socket: Option<Socket>,
+    region: Region,
+    process: PidFd,
+    socket: Option<Socket>,
     pub(super) mailbox: Arc<Mailbox>,
-    pub(super) promise: Promise,
+    promise: Promise,
     pub(super) record: Record,
-    pub(super) state_dir: std::path::PathBuf,
+    state_dir: std::path::PathBuf,
     /// Readable when the daemon ends.
-    pub(super) closing: Arc<EventFd>,
+    closing: Arc<EventFd>,
 }
 
 /// What a turn of the loop leads to.
@@ -103,6 +103,26 @@ enum Turn {
 }
 
 impl Keeper {
+    /// Keeps a region; its program's connection comes through the mailbox.
+    pub(super) fn new(
+        shared: &Shared,
+        (region, mailbox): (Region, Arc<Mailbox>),
+        process: PidFd,
+        promise: Promise,
+        record: Record,
+    ) -> Self {
+        Self {
+            region,
+            process,
+            socket: None,
+            mailbox,
+            promise,
+            record,
+            state_dir: shared.config.state_dir.clone(),
+            closing: Arc::clone(&shared.closing),
+        }
+    }
+
     /// Serves until the region is over or the daemon ends.
     pub(super) fn run(mut self) -> Ending {
         loop {

@@ -70,16 +70,7 @@ pub(super) fn take_over_all(shared: &Arc<Shared>) -> Result<(), StartError> {
         let promise = Promise::inherit(shared, &record);
         match take_over(shared, &record, None) {
             Ok((region, mailbox)) => {
-                let keeper = Keeper {
-                    region,
-                    process,
-                    socket: None,
-                    mailbox,
-                    promise,
-                    record,
-                    state_dir: shared.config.state_dir.clone(),
-                    closing: Arc::clone(&shared.closing),
-                };
+                let keeper = Keeper::new(shared, (region, mailbox), process, promise, record);
                 let keeper_of = Arc::clone(shared);
                 let name = keeper.record.name.clone();
                 if let Err(error) = spawn(shared, "myco-client", move || serve(&keeper_of, keeper))

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   word      one page's state in 64 bits: a plain value
-//!   table     the entries (word, checksum) as atomics over mapped memory
+//!   entries   some words a page, as atomics over mapped memory
+//!   table     the word and the checksum of each page
 //!   seals     version and tag of each page, where pages are sealed
 //!   file      the state file: header slots, directory, entries; locked by the agent that serves
 //! ```
@@ -11,6 +12,7 @@
 //! each page, here or elsewhere in the agent, save what the victim policy remembers. A sealed region has 24
 //! bytes a page more behind it: `seals`.
 
+mod entries;
 mod file;
 mod seals;
 mod table;

@@ -6,82 +6,54 @@
 //! the page is here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use mycoram_fabric::transport::Mapping;
 use mycoram_fabric::units::{PageCount, PageIndex};
 
+use super::entries::Entries;
+
+/// The version, and the two halves of the tag.
+type SealEntries = Entries<3>;
+
 /// What a sealed page costs besides its entry in the page table.
-pub(crate) const SEAL_BYTES: usize = 24;
-
-#[repr(C)]
-struct Entry {
-    version: AtomicU64,
-    tag: [AtomicU64; 2],
-}
-
-const _: () = assert!(size_of::<Entry>() == SEAL_BYTES);
+pub(crate) const SEAL_BYTES: usize = SealEntries::BYTES;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct SealTable {
-    mapping: Arc<Mapping>,
-    offset: usize,
-    pages: PageCount,
-}
+pub(crate) struct SealTable(SealEntries);
 
 impl SealTable {
     /// Over `pages` entries at `offset` of a mapping; `None` if they do not fit there.
     pub(crate) fn over(mapping: Arc<Mapping>, offset: usize, pages: PageCount) -> Option<Self> {
-        let bytes = pages.as_usize().checked_mul(SEAL_BYTES)?;
-        mapping.check(offset, bytes).ok()?;
-        offset.is_multiple_of(align_of::<Entry>()).then_some(Self {
-            mapping,
-            offset,
-            pages,
-        })
-    }
-
-    fn entry(&self, page: PageIndex) -> &Entry {
-        assert!(
-            page.get() < self.pages.get(),
-            "{page} is outside of the region"
-        );
-        // SAFETY: `over` checked that `pages` entries lie in the mapping, aligned (mappings start on a page); the
-        // page was checked above. An entry is atomics only, so sharing it is sound, with other processes too,
-        // and every bit pattern is a value. The mapping lives as long as `self`.
-        unsafe {
-            &*self
-                .mapping
-                .as_ptr()
-                .add(self.offset + page.as_usize() * SEAL_BYTES)
-                .cast::<Entry>()
-        }
+        SealEntries::over(mapping, offset, pages).map(Self)
     }
 
     /// A version that was never used for this page. It is in the file before anything is sealed with it, so
     /// that a successor does not use it again.
     pub(crate) fn next_version(&self, page: PageIndex) -> u64 {
         // 2^64 versions of a page are more than can be written.
-        self.entry(page).version.fetch_add(1, Ordering::SeqCst) + 1
+        let [version, ..] = self.0.of(page);
+        version.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     pub(crate) fn version(&self, page: PageIndex) -> u64 {
-        self.entry(page).version.load(Ordering::SeqCst)
+        let [version, ..] = self.0.of(page);
+        version.load(Ordering::SeqCst)
     }
 
     pub(crate) fn tag(&self, page: PageIndex) -> [u8; 16] {
-        let entry = self.entry(page);
+        let [_, halves @ ..] = self.0.of(page);
         let mut tag = [0; 16];
-        for (half, bytes) in entry.tag.iter().zip(tag.chunks_exact_mut(8)) {
+        for (half, bytes) in halves.iter().zip(tag.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&half.load(Ordering::SeqCst).to_le_bytes());
         }
         tag
     }
 
     pub(crate) fn set_tag(&self, page: PageIndex, tag: [u8; 16]) {
-        let entry = self.entry(page);
-        for (half, bytes) in entry.tag.iter().zip(tag.chunks_exact(8)) {
+        let [_, halves @ ..] = self.0.of(page);
+        for (half, bytes) in halves.iter().zip(tag.chunks_exact(8)) {
             let mut word = [0; 8];
             word.copy_from_slice(bytes);
             half.store(u64::from_le_bytes(word), Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! The entries as atomics over mapped memory, which another process may map after us.
+//! A page's word, which says where the page is, and the checksum of what the memory nodes hold.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,38 +6,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mycoram_fabric::transport::Mapping;
 use mycoram_fabric::units::{PageCount, PageIndex};
 
+use super::entries::Entries;
 use super::word::Word;
 
+/// The word, and the checksum.
+type PageEntries = Entries<2>;
+
 /// What a page costs.
-pub(crate) const ENTRY_BYTES: usize = 16;
+pub(crate) const ENTRY_BYTES: usize = PageEntries::BYTES;
 
-/// One page's entry.
-#[repr(C)]
-struct Entry {
-    word: AtomicU64,
-    checksum: AtomicU64,
-}
-
-const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES);
+const _: () = assert!(ENTRY_BYTES == 16);
 
 /// All entries of a region. Cheap to share; every access is atomic.
 #[derive(Debug)]
-pub(crate) struct PageTable {
-    mapping: Arc<Mapping>,
-    offset: usize,
-    pages: PageCount,
-}
+pub(crate) struct PageTable(PageEntries);
 
 impl PageTable {
     /// Over `pages` entries at `offset` of a mapping; `None` if they do not fit there.
     pub(crate) fn over(mapping: Arc<Mapping>, offset: usize, pages: PageCount) -> Option<Self> {
-        let bytes = pages.as_usize().checked_mul(ENTRY_BYTES)?;
-        mapping.check(offset, bytes).ok()?;
-        offset.is_multiple_of(align_of::<Entry>()).then_some(Self {
-            mapping,
-            offset,
-            pages,
-        })
+        PageEntries::over(mapping, offset, pages).map(Self)
     }
 
     /// In private memory: for the model.
@@ -46,42 +33,30 @@ impl PageTable {
         pages: PageCount,
     ) -> Result<Self, mycoram_fabric::transport::MappingError> {
         let mapping = Arc::new(Mapping::anonymous(pages.as_usize() * ENTRY_BYTES)?);
-        Ok(Self {
-            mapping,
-            offset: 0,
-            pages,
-        })
+        Ok(Self::over(mapping, 0, pages).expect("it is as large as that"))
     }
 
     pub(crate) fn pages(&self) -> PageCount {
-        self.pages
+        self.0.pages()
     }
 
-    fn entry(&self, page: PageIndex) -> &Entry {
-        assert!(
-            page.get() < self.pages.get(),
-            "{page} is outside of the region"
-        );
-        // SAFETY: `over` checked that `pages` entries lie in the mapping, aligned (mappings start on a
-        // page); the page was checked above. An entry is two atomics, so sharing it, with other
-        // processes too, is sound; every bit pattern is a value. The mapping lives as long as `self`.
-        unsafe {
-            &*self
-                .mapping
-                .as_ptr()
-                .add(self.offset + page.as_usize() * ENTRY_BYTES)
-                .cast::<Entry>()
-        }
+    fn word_of(&self, page: PageIndex) -> &AtomicU64 {
+        let [word, _] = self.0.of(page);
+        word
+    }
+
+    fn checksum_of(&self, page: PageIndex) -> &AtomicU64 {
+        let [_, checksum] = self.0.of(page);
+        checksum
     }
 
     pub(crate) fn word(&self, page: PageIndex) -> Word {
-        Word::from_bits(self.entry(page).word.load(Ordering::SeqCst))
+        Word::from_bits(self.word_of(page).load(Ordering::SeqCst))
     }
 
     /// Stores `after` if the word still is `before`; else answers what it is.
     pub(crate) fn swap(&self, page: PageIndex, before: Word, after: Word) -> Result<(), Word> {
-        self.entry(page)
-            .word
+        self.word_of(page)
             .compare_exchange(
                 before.bits(),
                 after.bits(),
@@ -94,16 +69,16 @@ impl PageTable {
 
     /// Without comparing: only while nobody else serves the region (take-over, attach).
     pub(crate) fn set(&self, page: PageIndex, word: Word) {
-        self.entry(page).word.store(word.bits(), Ordering::SeqCst);
+        self.word_of(page).store(word.bits(), Ordering::SeqCst);
     }
 
     /// Of what the memory node holds; means something only while the word is `synced`.
     pub(crate) fn checksum(&self, page: PageIndex) -> u64 {
-        self.entry(page).checksum.load(Ordering::SeqCst)
+        self.checksum_of(page).load(Ordering::SeqCst)
     }
 
     /// Only by who has set `writing` in the word.
     pub(crate) fn set_checksum(&self, page: PageIndex, checksum: u64) {
-        self.entry(page).checksum.store(checksum, Ordering::SeqCst);
+        self.checksum_of(page).store(checksum, Ordering::SeqCst);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -18,7 +19,7 @@ use super::keeper::{Keeper, KeeperParts};
 use super::memory::RegionMemory;
 use super::parking::Parking;
 use super::region::EventHandler;
-use super::shared::{Parts, Shared};
+use super::shared::{Counters, Life, Shared, service_histogram};
 use super::victim_desk::VictimDesk;
 use crate::config::RegionConfig;
 use crate::engine::{Batch, Gate, Pages};
@@ -132,7 +133,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     let budget = u32::try_from(beginning.pages.credits.budget()).unwrap_or(u32::MAX);
     let table_pages = beginning.pages.table.pages();
     let mut keeper_bell = bells(1)?;
-    let shared = Arc::new(Shared::new(Parts {
+    let shared = Arc::new(Shared {
         config: config.clone(),
         target_pid: beginning.target_pid,
         pages: beginning.pages,
@@ -150,11 +151,15 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
         losses,
         suspects,
         poison: beginning.poison,
-        sigbus: SigbusStandIn::new(beginning.process),
-    }));
-    shared
-        .held
-        .store(held as i64, std::sync::atomic::Ordering::SeqCst);
+        sigbus: Mutex::new(SigbusStandIn::new(beginning.process)),
+        counters: Counters::default(),
+        waiting: AtomicU32::new(0),
+        held: AtomicI64::new(held as i64),
+        homeless: AtomicI64::new(0),
+        suspects_missed: AtomicBool::new(false),
+        service: Mutex::new(service_histogram()),
+        life: Life::begin(),
+    });
 
     let scratch = || ParkingPipe::new(PageCount::new(u32::from(SLOTS_PER_PIPE)));
     let mut news = Vec::new();

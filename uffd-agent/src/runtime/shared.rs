@@ -116,8 +116,24 @@ pub(crate) struct Shared {
     pub(crate) sigbus: Mutex<SigbusStandIn>,
     /// Service times, ns; workers add theirs when they have nothing else to do.
     pub(crate) service: Mutex<Histogram<u64>>,
+    pub(crate) life: Life,
+}
+
+/// Since when a region is served, and whether it still is.
+#[derive(Debug)]
+pub(crate) struct Life {
     standing: AtomicU8,
     started: Instant,
+}
+
+impl Life {
+    /// It begins now.
+    pub(crate) fn begin() -> Self {
+        Self {
+            standing: AtomicU8::new(Standing::Serving as u8),
+            started: Instant::now(),
+        }
+    }
 }
 
 /// An empty histogram of service times. Never grows.
@@ -128,43 +144,13 @@ pub(crate) fn service_histogram() -> Histogram<u64> {
 }
 
 impl Shared {
-    pub(crate) fn new(parts: Parts) -> Self {
-        Self {
-            config: parts.config,
-            target_pid: parts.target_pid,
-            pages: parts.pages,
-            gate: parts.gate,
-            userfault: parts.userfault,
-            memory: parts.memory,
-            address: parts.address,
-            parking: parts.parking,
-            remote: parts.remote,
-            sink: parts.sink,
-            counters: Counters::default(),
-            worker_bells: parts.worker_bells,
-            evictor_bells: parts.evictor_bells,
-            keeper_bell: parts.keeper_bell,
-            waiting: AtomicU32::new(0),
-            held: AtomicI64::new(0),
-            homeless: AtomicI64::new(0),
-            losses: parts.losses,
-            suspects: parts.suspects,
-            suspects_missed: AtomicBool::new(false),
-            poison: parts.poison,
-            sigbus: Mutex::new(parts.sigbus),
-            service: Mutex::new(service_histogram()),
-            standing: AtomicU8::new(Standing::Serving as u8),
-            started: Instant::now(),
-        }
-    }
-
     /// ns since the region's start.
     pub(crate) fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(self.life.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     pub(crate) fn standing(&self) -> Standing {
-        match self.standing.load(Ordering::SeqCst) {
+        match self.life.standing.load(Ordering::SeqCst) {
             0 => Standing::Serving,
             1 => Standing::Stopping,
             2 => Standing::TargetGone,
@@ -174,7 +160,7 @@ impl Shared {
 
     /// The region is over, for the first reason that is given. Wakes everybody.
     pub(crate) fn finish(&self, why: Standing) {
-        let _ = self.standing.compare_exchange(
+        let _ = self.life.standing.compare_exchange(
             Standing::Serving as u8,
             why as u8,
             Ordering::SeqCst,
@@ -189,7 +175,7 @@ impl Shared {
     }
 
     pub(crate) fn is_serving(&self) -> bool {
-        self.standing.load(Ordering::Relaxed) == Standing::Serving as u8
+        self.life.standing.load(Ordering::Relaxed) == Standing::Serving as u8
     }
 
     pub(crate) fn ring_all(&self) {
@@ -357,25 +343,4 @@ pub(crate) enum Fill {
     Later,
     /// The page is not mapped in the target any more.
     Gone,
-}
-
-/// What [`Shared`] is made of.
-pub(crate) struct Parts {
-    pub(crate) config: RegionConfig,
-    pub(crate) target_pid: i32,
-    pub(crate) pages: Pages,
-    pub(crate) gate: Gate,
-    pub(crate) userfault: Userfault,
-    pub(crate) memory: RegionMemory,
-    pub(crate) address: AddressMap,
-    pub(crate) parking: Vec<Parking>,
-    pub(crate) remote: Arc<dyn RemoteRegion>,
-    pub(crate) sink: OwnedFd,
-    pub(crate) worker_bells: Vec<Bell>,
-    pub(crate) evictor_bells: Vec<Bell>,
-    pub(crate) keeper_bell: Bell,
-    pub(crate) losses: Sender<LossReport>,
-    pub(crate) suspects: Sender<SuspectRange>,
-    pub(crate) poison: bool,
-    pub(crate) sigbus: SigbusStandIn,
 }
