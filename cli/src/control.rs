@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Subcommand;
 use mycoram_control::client::{Access, ClientError, ControlAddress, ControlClient, SetupError};
 use mycoram_control::identity::{Credentials, CredentialsError, Role};
 use mycoram_control::proto::NodeState;
 use mycoram_control::proto::refusal::Kind;
+use mycoram_fabric::session::TlsDial;
 
 use crate::command::Outcome;
 use crate::control_serve;
@@ -33,6 +35,9 @@ pub(crate) fn run(args: Args, output: &Output) -> Outcome {
         Verb::Serve(args) => control_serve::run(&args, output),
     }
 }
+
+/// How long a call on a node's control channel may take.
+const NODE_CALL: Duration = Duration::from_secs(2);
 
 /// How a subcommand reaches the control plane.
 #[derive(Debug, clap::Args)]
@@ -66,6 +71,16 @@ impl Reach {
             Some(directory) => Some(person(directory).map_err(credentials_failure)?),
         };
         client(&self.control, credentials)
+    }
+
+    /// For a person who opens control channels of memory nodes; `None`: they are not encrypted.
+    pub(crate) fn dial(&self) -> Result<Option<TlsDial>, Failure> {
+        let Some(directory) = &self.trust.tls else {
+            return Ok(None);
+        };
+        let credentials = person(directory).map_err(credentials_failure)?;
+        let dial = credentials.channel_client(NODE_CALL);
+        dial.map(Some).map_err(credentials_failure)
     }
 }
 

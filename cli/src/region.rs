@@ -31,7 +31,7 @@ enum Verb {
     Show(NamedArgs),
     /// Delete a region; its memory is zeroed
     Delete(DeleteArgs),
-    /// Compare all replicas of a region that is in use with what was written
+    /// Compare all replicas of a region with what was written, or with each other where it has no owner
     Verify(region_verify::Args),
     /// Promise memory ahead; regions that are counted on it find it free
     Reserve(region_reserve::ReserveArgs),

@@ -99,14 +99,16 @@ fn what_was_planted_is_found_and_healed_and_nothing_else_is_said() {
         "2",
     ];
     place.cluster.must(&created);
-    let (code, refused) = place.cluster.myco(&["region", "verify", "idle"]);
-    assert_eq!(code, 8, "nobody owns it: {refused}");
+    let (code, empty) = place.cluster.myco(&["region", "verify", "idle"]);
+    assert_eq!((code, &empty["by"]), (0, &"each-other".into()), "{empty}");
+    assert_eq!(empty["compared_replicas"], 0, "nothing of it is anywhere");
     assert_eq!(place.cluster.myco(&["region", "verify", "none"]).0, 8);
 
     let memory = place.map("");
     let (code, clean) = place.verify(&[]);
     assert_eq!(code, 0, "{clean}");
     assert_eq!(clean["schema"], "myco.region-verify");
+    assert_eq!(clean["by"], "owner");
     assert_eq!(clean["pages"], PAGES);
     assert_eq!(clean["compared_replicas"], 2 * PAGES);
     assert_eq!(clean["wrong_replicas"], 0);

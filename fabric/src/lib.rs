@@ -10,6 +10,7 @@
 //!   authority                  the trait through which a region's owner knows the control plane
 //!   transfer                   many bytes at once: pieces over several rails to several endpoints
 //!   group                      the same pages on several nodes: members in and out, pages to all
+//!   check, compare             replicas that do not hold what they should: as their owner finds them, or without one
 //!   rebuild                    lost replicas are made up for, while the owner goes on writing
 //!   pages                      a region's remote pages as an agent uses them: lanes and frames
 //! ```
@@ -19,6 +20,7 @@
 
 pub mod authority;
 pub mod check;
+pub mod compare;
 pub mod group;
 pub mod node;
 pub mod pages;

@@ -70,7 +70,7 @@ impl NodeMemory {
         let all = self.all();
         all.chunks_exact(PAGE_BYTES)
             .enumerate()
-            .filter(|(_, page)| page.iter().any(|byte| *byte != 0))
+            .filter(|(_, page)| **page != [0; PAGE_BYTES])
             .map(|(place, page)| (place, page.to_vec()))
             .collect()
     }

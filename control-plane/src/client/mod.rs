@@ -6,6 +6,7 @@
 //!     RegionLease    an owner's: acquires a region, renews it                      (a thread)
 //!       ControlAuthority   what `fabric` asks about that region
 //!     ControlRegions   what agents run on: regions by a `control://` URL
+//!     OwnerlessCheck   comparing the replicas of a region that nobody owns
 //! ```
 //!
 //! Calls are not made on a thread of an asynchronous runtime. No page waits for any of them.
@@ -16,6 +17,7 @@ mod error;
 mod lease;
 mod load;
 mod membership;
+mod ownerless;
 mod regions;
 mod url;
 
@@ -25,5 +27,6 @@ pub use call::{Access, AddressError, ControlAddress, ControlClient, SetupError};
 pub use error::{ClientError, Refused};
 pub use lease::{LeaseError, RegionKey, RegionLease};
 pub use membership::{Member, Membership, MembershipError};
+pub use ownerless::{OwnerlessCheck, OwnerlessError, OwnerlessReport};
 pub use regions::{ControlRegions, NamedRegionError, OpenError};
 pub use url::{CONTROL_SCHEME, ControlUrl, ControlUrlError};

@@ -28,7 +28,7 @@ pub(super) fn no_region(name: &str) -> Status {
 /// Nobody is there who knows what a region's pages should be.
 pub(super) fn no_owner(name: &str) -> Status {
     Status::failed_precondition(format!(
-        "the region \"{name}\" has no owner now, and nobody else knows what its pages should be: have it taken over first"
+        "the region \"{name}\" has no owner now, and nobody else knows what its pages should be: acquire it, and compare its replicas with each other"
     ))
 }
 
