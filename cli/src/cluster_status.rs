@@ -33,6 +33,50 @@ struct Status {
     stale_replicas: u32,
     endangered_extents: u32,
     lost_extents: u32,
+    /// Where the leader is reached; null: none leads just now.
+    leader: Option<String>,
+    /// Those that are ready to lead.
+    followers: Vec<String>,
+    store: Store,
+}
+
+#[derive(Serialize)]
+struct Store {
+    kind: String,
+    /// What is said above was read from it.
+    readable: bool,
+    writable: bool,
+    members: Vec<Member>,
+}
+
+/// A member of etcd.
+#[derive(Serialize)]
+struct Member {
+    address: String,
+    up: bool,
+    leads: bool,
+    bytes: ByteCount,
+    version: String,
+    alarms: Vec<String>,
+}
+
+impl Store {
+    fn of(store: proto::StoreHealth, readable: bool) -> Self {
+        let member = |member: proto::StoreMember| Member {
+            address: member.address,
+            up: member.up,
+            leads: member.leads,
+            bytes: ByteCount::new(member.bytes),
+            version: member.version,
+            alarms: member.alarms,
+        };
+        Self {
+            kind: store.kind,
+            readable,
+            writable: store.writable,
+            members: store.members.into_iter().map(member).collect(),
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
@@ -41,6 +85,10 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
         .get_cluster(proto::Nothing {})
         .map_err(client_failure)?;
     let pool = reply.pool.unwrap_or_default();
+    let (leaders, followers): (Vec<_>, Vec<_>) = reply
+        .processes
+        .into_iter()
+        .partition(|process| process.leads);
     let status = Status {
         cluster: reply.cluster,
         uptime_ms: reply.uptime_ms,
@@ -56,6 +104,12 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
         stale_replicas: reply.stale,
         endangered_extents: reply.endangered,
         lost_extents: reply.lost,
+        leader: leaders.into_iter().map(|process| process.address).next(),
+        followers: followers
+            .into_iter()
+            .map(|process| process.address)
+            .collect(),
+        store: Store::of(reply.store.unwrap_or_default(), reply.known),
     };
     output.print("myco.cluster-status", 1, &status, |out| {
         let name = if status.cluster.is_empty() {
@@ -83,6 +137,26 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
             out,
             "extents   {} with too few replicas, {} lost",
             status.endangered_extents, status.lost_extents
+        )?;
+        let leader = status.leader.as_deref().unwrap_or("nobody");
+        write!(out, "control   {leader} leads")?;
+        for follower in &status.followers {
+            write!(out, ", {follower} is ready")?;
+        }
+        let up = status.store.members.iter().filter(|member| member.up);
+        write!(out, "\nstore     {}", status.store.kind)?;
+        if !status.store.members.is_empty() {
+            let (up, all) = (up.count(), status.store.members.len());
+            write!(out, ", {up} of {all} members up")?;
+        }
+        writeln!(
+            out,
+            "{}",
+            match (status.store.readable, status.store.writable) {
+                (_, false) => ", takes no changes",
+                (false, true) => ", could not be read",
+                (true, true) => "",
+            }
         )
     })?;
     Ok(ExitCode::SUCCESS)

@@ -136,7 +136,7 @@ pub(crate) fn client_failure(error: ClientError) -> Failure {
 
 /// As an exit code.
 pub(crate) fn client_code(error: &ClientError) -> u8 {
-    match error.refused().map(|refused| refused.kind) {
+    match error.refused().map(|refused| &refused.kind) {
         None => exit_codes::UNREACHABLE,
         Some(Some(Kind::NoRoom(_))) => exit_codes::FULL,
         Some(_) => exit_codes::REFUSED,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mycoram_control::cluster::Limits;
 use mycoram_control::identity::{Credentials, Role, read_signing_key};
 use mycoram_control::service::{ControlServer, ServeConfig, ServeError, StoreAddress, Trust};
-use mycoram_control::store::Store;
+use mycoram_control::store::{EtcdOptions, Store};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
@@ -25,9 +25,33 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IP:PORT")]
     listen: SocketAddr,
 
-    /// Where it keeps what it knows: redb:PATH
+    /// Where it keeps what it knows: redb:PATH, or etcd:URL,URL... of an etcd that several control planes share
     #[arg(long, value_name = "STORE")]
     store: StoreAddress,
+
+    /// Where others reach it, for followers to tell [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+
+    /// Keys in etcd begin with this; clusters that share an etcd must differ in it
+    #[arg(long, value_name = "NAME", default_value = "mycoram")]
+    store_prefix: String,
+
+    /// The authority that signed the certificates of etcd's members, for https
+    #[arg(long, value_name = "FILE")]
+    store_ca: Option<PathBuf>,
+
+    /// The certificate that is shown to etcd
+    #[arg(long, value_name = "FILE", requires = "store_key")]
+    store_cert: Option<PathBuf>,
+
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "store_cert")]
+    store_key: Option<PathBuf>,
+
+    /// A leader that etcd does not hear for so long is followed by another; at least 2s
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = durations::parse)]
+    leader_lease: Duration,
 
     #[command(flatten)]
     trust: control::Trust,
@@ -98,11 +122,23 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
             owner_lease_ms: durations::millis(args.owner_lease),
             ..Limits::default()
         },
+        advertise: args.advertise.clone(),
     };
-    let store: Box<dyn Store> = args.store.open().map_err(|error| {
-        Failure::new(exit_codes::FAILURE, error).advise(
-            "name a file in a directory that this user may write, that no other process uses",
-        )
+    let options = EtcdOptions {
+        prefix: args.store_prefix.clone(),
+        ca: args.store_ca.clone(),
+        identity: args.store_cert.clone().zip(args.store_key.clone()),
+        leader_lease: args.leader_lease,
+    };
+    let store: Box<dyn Store> = args.store.open(&options).map_err(|error| {
+        Failure::new(exit_codes::FAILURE, error).advise(match args.store {
+            StoreAddress::Redb(_) => {
+                "name a file in a directory that this user may write, that no other process uses"
+            }
+            StoreAddress::Etcd(_) => {
+                "see that the URLs, the prefix and the certificates can be used"
+            }
+        })
     })?;
     let server = ControlServer::start(config, store).map_err(serve_failure)?;
     let ready = Ready {

@@ -13,6 +13,7 @@ use crate::cluster::{
     ReservationRecord, Seen,
 };
 use crate::proto;
+use crate::store::{MemberHealth, ProcessSeen, StoreHealth};
 
 /// A field of a message that makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -346,6 +347,49 @@ impl From<&CheckReport> for proto::CheckReport {
             repaired: report.repaired,
             named: named.collect(),
             over: report.over,
+        }
+    }
+}
+
+/// The processes of a control plane: those that share the store, or the one that has it alone.
+pub(crate) fn processes(
+    health: &StoreHealth,
+    address: &str,
+    leads: bool,
+) -> Vec<proto::ControlProcess> {
+    if health.kind != "etcd" {
+        return vec![proto::ControlProcess {
+            address: address.to_owned(),
+            leads,
+        }];
+    }
+    let word = |seen: &ProcessSeen| proto::ControlProcess {
+        address: seen.address.clone(),
+        leads: seen.leads,
+    };
+    health.processes.iter().map(word).collect()
+}
+
+impl From<StoreHealth> for proto::StoreHealth {
+    fn from(health: StoreHealth) -> Self {
+        Self {
+            kind: health.kind.to_owned(),
+            writable: health.writable,
+            members: health.members.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<MemberHealth> for proto::StoreMember {
+    fn from(member: MemberHealth) -> Self {
+        Self {
+            address: member.address,
+            up: member.up,
+            follows: member.follows,
+            leads: member.leads,
+            bytes: member.bytes,
+            version: member.version,
+            alarms: member.alarms,
         }
     }
 }

@@ -32,6 +32,7 @@ const RUN: &[Package] = &[
     Package::new("ibverbs-utils", "looking at devices"),
     Package::new("rdmacm-utils", "looking at RDMA connections"),
     Package::new("python3", "a target of tests whose calls are interrupted"),
+    Package::new("etcd-server", "the store that several control planes share"),
     Package::new("nvme-cli", "the swap-over-NVMe-oF peer of the benches"),
 ];
 

@@ -39,7 +39,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(args: &[String]) -> Self {
+    pub(crate) fn start(args: &[String]) -> Self {
         let mut child = Command::new(MYCO)
             .args(args)
             .arg("--json")
@@ -63,10 +63,14 @@ impl Process {
         self.child.wait().expect("our own child");
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        kill(Pid::from_raw(pid), signal).expect("our own child");
+    }
+
     /// SIGTERM; waits for its end and gives its exit code.
     pub(crate) fn terminate(mut self) -> Option<i32> {
-        let pid = i32::try_from(self.child.id()).expect("a pid");
-        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("our own child");
+        self.signal(Signal::SIGTERM);
         let until = Instant::now() + HANG;
         loop {
             if let Some(status) = self.child.try_wait().expect("our own child") {
@@ -111,43 +115,65 @@ impl Drop for Process {
 pub(crate) struct Cluster {
     dir: TempDir,
     pub(crate) control: Option<Process>,
-    address: SocketAddr,
+    /// Where the processes of its control plane are.
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// Any port that is free.
+pub(crate) fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
 impl Cluster {
     pub(crate) fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        mycoram_control::identity::init_cluster(&dir.path().join("tls")).expect("made");
-        let any = "127.0.0.1:0".parse().expect("an address");
-        let mut cluster = Self {
-            dir,
-            control: None,
-            address: any,
-        };
+        let mut cluster = Self::without_control();
+        cluster.addresses.push(any_port());
         cluster.start_control();
         cluster
     }
 
+    /// Certificates, and nobody who has them.
+    pub(crate) fn without_control() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        mycoram_control::identity::init_cluster(&dir.path().join("tls")).expect("made");
+        Self {
+            dir,
+            control: None,
+            addresses: Vec::new(),
+        }
+    }
+
     /// Again at the same address, on the same store.
     pub(crate) fn start_control(&mut self) {
-        let store = self.dir.path().join("store");
-        let args = [
-            "control".to_owned(),
-            "serve".to_owned(),
-            "--listen".to_owned(),
-            self.address.to_string(),
-            "--store".to_owned(),
-            format!("redb:{}", store.display()),
-            "--tls".to_owned(),
-            self.tls().display().to_string(),
-            "--node-lease".to_owned(),
-            NODE_LEASE.to_owned(),
-            "--metrics".to_owned(),
-            "127.0.0.1:0".to_owned(),
-        ];
-        let control = Process::start(&args);
-        self.address = control.address("address");
+        let store = format!("redb:{}", self.dir.path().join("store").display());
+        let control = self.serve(self.addresses[0], &store, &[]);
+        self.addresses[0] = control.address("address");
         self.control = Some(control);
+    }
+
+    /// A process of its control plane.
+    pub(crate) fn serve(&self, listen: SocketAddr, store: &str, more: &[&str]) -> Process {
+        let (listen, tls) = (listen.to_string(), self.tls().display().to_string());
+        let args = [
+            "control",
+            "serve",
+            "--listen",
+            &listen,
+            "--store",
+            store,
+            "--tls",
+            &tls,
+            "--node-lease",
+            NODE_LEASE,
+            "--metrics",
+            "127.0.0.1:0",
+        ];
+        let args: Vec<String> = args
+            .iter()
+            .chain(more)
+            .map(|arg| (*arg).to_owned())
+            .collect();
+        Process::start(&args)
     }
 
     pub(crate) fn kill_control(&mut self) {
@@ -163,7 +189,8 @@ impl Cluster {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("control://{}", self.address)
+        let addresses: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
+        format!("control://{}", addresses.join(","))
     }
 
     pub(crate) fn start_node(&self, name: &str) -> Process {

@@ -46,7 +46,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl From<ClientError> for AuthorityError {
     fn from(error: ClientError) -> Self {
-        let kind = error.refused().and_then(|refused| refused.kind);
+        let kind = error.refused().and_then(|refused| refused.kind.clone());
         match kind {
             Some(Kind::EpochTooLow(too_low)) => Self::EpochTooLow {
                 requested: Epoch::new(too_low.requested),

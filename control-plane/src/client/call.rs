@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mycoram_fabric::random;
@@ -17,6 +18,7 @@ use super::error::{ClientError, Refused, is_passing};
 use crate::identity::Credentials;
 use crate::proto;
 use crate::proto::control_plane_client::ControlPlaneClient;
+use crate::proto::refusal::Kind;
 
 /// How long one try may take.
 const TRY: Duration = Duration::from_secs(3);
@@ -121,12 +123,19 @@ impl Access {
 /// See the module. Connects when it is first called, and again when it has to.
 pub struct ControlClient {
     runtime: Runtime,
-    processes: Vec<(String, ControlPlaneClient<Channel>)>,
+    credentials: Option<Credentials>,
+    processes: Mutex<Processes>,
     /// The number of the next request; the first is drawn.
     requests: AtomicU64,
-    /// Which process answered last.
-    present: AtomicUsize,
     patience: Duration,
+}
+
+/// The processes that a client knows.
+struct Processes {
+    /// Those that it was given, and leaders that it was told of.
+    list: Vec<(String, ControlPlaneClient<Channel>)>,
+    /// Which one answered last.
+    present: usize,
 }
 
 /// Why a client could not be made.
@@ -235,36 +244,19 @@ impl ControlClient {
             .enable_all()
             .build()?;
         let first = random::System::open()?.number();
-        let scheme = if access.credentials.is_some() {
-            "https"
-        } else {
-            "http"
-        };
         let _inside = runtime.enter();
-        let mut processes = Vec::new();
+        let mut list = Vec::new();
         for process in &access.address.processes {
             // Checked when the address was read.
-            let Ok(endpoint) = Endpoint::from_shared(format!("{scheme}://{process}")) else {
-                continue;
-            };
-            let mut endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
-            if let Some(credentials) = &access.credentials {
-                endpoint = endpoint
-                    .tls_config(credentials.client())
-                    .map_err(|source| SetupError::Certificates {
-                        directory: credentials.directory().to_owned(),
-                        source,
-                    })?;
-            }
-            let client = ControlPlaneClient::new(endpoint.connect_lazy());
-            processes.push((process.clone(), client));
+            list.extend(connect(process, access.credentials.as_ref())?);
         }
         drop(_inside);
+        let present = 0;
         Ok(Self {
             runtime,
-            processes,
+            credentials: access.credentials.clone(),
+            processes: Mutex::new(Processes { list, present }),
             requests: AtomicU64::new(first),
-            present: AtomicUsize::new(0),
             patience: access.patience,
         })
     }
@@ -282,12 +274,13 @@ impl ControlClient {
         let until = Instant::now() + self.patience;
         let mut pause = FIRST_PAUSE;
         let mut tries = 0;
+        // Since the last pause. Two that name each other are not asked in turns without one.
+        let mut followed = false;
         self.runtime.block_on(async {
             loop {
-                let present = self.present.load(Ordering::Relaxed) % self.processes.len();
-                let (address, client) = &self.processes[present];
+                let (address, client) = self.present();
                 tries += 1;
-                let status = match tokio::time::timeout(TRY, each(client.clone())).await {
+                let status = match tokio::time::timeout(TRY, each(client)).await {
                     Ok(Ok(reply)) => return Ok(reply.into_inner()),
                     Ok(Err(status)) => status,
                     Err(_) => Status::deadline_exceeded("it did not answer in time"),
@@ -295,34 +288,107 @@ impl ControlClient {
                 if !is_passing(&status) {
                     return Err(Refused::from(&status).into());
                 }
-                // Another process may lead by now.
-                self.present.store(present + 1, Ordering::Relaxed);
+                let led = self.turn(&address, &status);
+                if led && Instant::now() < until && !std::mem::replace(&mut followed, true) {
+                    continue;
+                }
                 if Instant::now() + pause >= until {
                     return Err(ClientError::Away {
-                        address: address.clone(),
+                        address,
                         tries,
                         source: Box::new(status),
                     });
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
+                followed = false;
             }
         })
     }
 
+    fn processes(&self) -> MutexGuard<'_, Processes> {
+        self.processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn present(&self) -> (String, ControlPlaneClient<Channel>) {
+        let processes = self.processes();
+        processes.list[processes.present % processes.list.len()].clone()
+    }
+
+    /// `address` did not do it. Turns to the leader if it named that, and says so; else to the next one, if
+    /// no other call has turned already.
+    fn turn(&self, address: &str, status: &Status) -> bool {
+        let mut processes = self.processes();
+        let leader = match Refused::from(status).kind {
+            Some(Kind::NotLeader(not_leader)) => not_leader.leader,
+            _ => String::new(),
+        };
+        if !leader.is_empty() && leader != address {
+            if let Some(at) = processes
+                .list
+                .iter()
+                .position(|(known, _)| *known == leader)
+            {
+                processes.present = at;
+                return true;
+            }
+            // What is told may be anything: if it cannot be used, the others are asked.
+            if processes.list.len() < MAX_PROCESSES
+                && let Ok(Some(process)) = connect(&leader, self.credentials.as_ref())
+            {
+                processes.present = processes.list.len();
+                processes.list.push(process);
+                return true;
+            }
+        }
+        let present = processes.present % processes.list.len();
+        if processes.list[present].0 == address {
+            processes.present = present + 1;
+        }
+        false
+    }
+
     /// What was said makes no sense.
     pub(super) fn unexpected(&self) -> ClientError {
-        let present = self.present.load(Ordering::Relaxed) % self.processes.len();
         ClientError::Unexpected {
-            address: self.processes[present].0.clone(),
+            address: self.present().0,
         }
     }
 }
 
+/// A client of one process, not connected yet; `None`: that is no address. On a runtime.
+fn connect(
+    process: &str,
+    credentials: Option<&Credentials>,
+) -> Result<Option<(String, ControlPlaneClient<Channel>)>, SetupError> {
+    let scheme = if credentials.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let Ok(endpoint) = Endpoint::from_shared(format!("{scheme}://{process}")) else {
+        return Ok(None);
+    };
+    let mut endpoint = endpoint.connect_timeout(CONNECT).tcp_nodelay(true);
+    if let Some(credentials) = credentials {
+        endpoint = endpoint
+            .tls_config(credentials.client())
+            .map_err(|source| SetupError::Certificates {
+                directory: credentials.directory().to_owned(),
+                source,
+            })?;
+    }
+    let client = ControlPlaneClient::new(endpoint.connect_lazy());
+    Ok(Some((process.to_owned(), client)))
+}
+
 impl fmt::Debug for ControlClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let processes = self.processes.iter().map(|(process, _)| process);
-        f.debug_list().entries(processes).finish()
+        let processes = self.processes();
+        let names = processes.list.iter().map(|(process, _)| process);
+        f.debug_list().entries(names).finish()
     }
 }
 

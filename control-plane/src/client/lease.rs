@@ -201,7 +201,7 @@ fn is_over(client: &ControlClient, asks: proto::OwnerRequest) -> bool {
     let Err(error) = client.renew_lease(asks) else {
         return false;
     };
-    let kind = error.refused().and_then(|refused| refused.kind);
+    let kind = error.refused().and_then(|refused| refused.kind.clone());
     let over = matches!(kind, Some(Kind::EpochTooLow(_) | Kind::Unknown(_)));
     let error = &error as &dyn std::error::Error;
     if over {

@@ -171,7 +171,7 @@ impl Heart {
         let orders = match reply {
             Ok(reply) => reply.orders,
             Err(error) => {
-                let kind = error.refused().and_then(|refused| refused.kind);
+                let kind = error.refused().and_then(|refused| refused.kind.clone());
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "the control plane does not hear this node"

@@ -60,7 +60,7 @@ pub fn read_signing_key(path: &Path) -> Result<SigningKey, KeyFileError> {
 }
 
 /// A short file.
-pub(super) fn read_text(path: &Path) -> Result<String, KeyFileError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, KeyFileError> {
     let read = || {
         if path.metadata()?.len() > MAX_FILE_BYTES {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -74,7 +74,7 @@ pub(super) fn read_text(path: &Path) -> Result<String, KeyFileError> {
 }
 
 /// A short file that nobody else may read.
-pub(super) fn read_secret(path: &Path) -> Result<String, KeyFileError> {
+pub(crate) fn read_secret(path: &Path) -> Result<String, KeyFileError> {
     let text = read_text(path)?;
     let metadata = path.metadata().map_err(|source| KeyFileError::Read {
         path: path.to_owned(),

@@ -21,4 +21,5 @@ mod role;
 pub use authority::{InitError, init_cluster};
 pub use credentials::{Credentials, CredentialsError};
 pub use keys::{KeyFileError, read_cluster_key, read_signing_key};
+pub(crate) use keys::{read_secret, read_text};
 pub use role::Role;

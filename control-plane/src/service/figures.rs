@@ -7,7 +7,7 @@ use std::time::Instant;
 use prometheus_client::registry::Unit;
 use tonic::Code;
 
-use super::keeper::Keeper;
+use super::keeper::{Keeper, NotDone};
 use crate::cluster::{NodeState, NodeStatus, RegionStatus};
 use crate::metrics::{Page, label};
 
@@ -62,12 +62,17 @@ pub(super) fn page(
     calls: &Arc<Calls>,
     started: Instant,
 ) -> Option<String> {
-    let look = keeper.look(|cluster| {
+    let look = keeper.look_for_all(|cluster| {
         let nodes: Vec<_> = cluster.nodes().collect();
         let regions: Vec<_> = cluster.regions().collect();
         (nodes, regions)
     });
-    let (nodes, regions) = runtime.block_on(look).ok()?;
+    let (nodes, regions) = match runtime.block_on(look) {
+        Ok(seen) => seen,
+        // Its own figures can be read all the same.
+        Err(NotDone::Store | NotDone::Busy) => Default::default(),
+        Err(NotDone::Ending | NotDone::NotLeader { .. }) => return None,
+    };
     let mut page = Page::default();
     page.gauge(
         "control_uptime",
@@ -89,6 +94,22 @@ pub(super) fn page(
         "control_store_failures",
         "Changes that the store did not take",
         counted.store_failures(),
+    );
+    page.gauge(
+        "control_leader",
+        "1 if this process of the control plane leads",
+        None,
+        counted.leads().into(),
+    );
+    page.counter(
+        "control_terms",
+        "How often this process began to lead",
+        counted.terms(),
+    );
+    page.counter(
+        "control_deposed",
+        "How often another process led before this one gave the lead back",
+        counted.deposed(),
     );
     let errors = calls.errors();
     page.counters(

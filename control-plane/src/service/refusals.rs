@@ -9,12 +9,18 @@ use crate::cluster::{
 };
 use crate::proto;
 use crate::proto::refusal::{
-    EpochTooLow, Kind, LastLive, NoRoom, NotYet, Owned, RegisterAgain, Unknown,
+    EpochTooLow, Kind, LastLive, NoRoom, NotLeader, NotYet, Owned, RegisterAgain, Unknown,
 };
 
 impl From<NotDone> for Status {
     fn from(not_done: NotDone) -> Self {
-        Self::unavailable(not_done.to_string())
+        let kind = match &not_done {
+            NotDone::NotLeader { leader } => Some(Kind::NotLeader(NotLeader {
+                leader: leader.as_deref().unwrap_or_default().to_owned(),
+            })),
+            NotDone::Busy | NotDone::Ending | NotDone::Store => None,
+        };
+        status(Code::Unavailable, &not_done, kind)
     }
 }
 

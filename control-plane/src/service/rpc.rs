@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::checks::Checks;
 use super::grants;
-use super::keeper::Keeper;
+use super::keeper::{Keeper, NotDone};
 use super::refusals;
 use super::roles::Guard;
 use crate::cluster::{
@@ -23,6 +23,7 @@ use crate::cluster::{
 use crate::identity::Role;
 use crate::proto;
 use crate::proto::control_plane_server::ControlPlane;
+use crate::store::Probe;
 use crate::words::{self, BadField, bad};
 
 /// The unit of placement where none is asked for.
@@ -35,6 +36,9 @@ pub(super) struct Service {
     pub(super) keeper: Keeper,
     pub(super) guard: Guard,
     pub(super) signing: Option<Arc<SigningKey>>,
+    pub(super) probe: Arc<dyn Probe>,
+    /// Where this process is reached.
+    pub(super) address: String,
     pub(super) started: Instant,
     pub(super) checks: Checks,
 }
@@ -480,12 +484,19 @@ impl ControlPlane for Service {
         request: Request<proto::Nothing>,
     ) -> Answer<proto::GetClusterReply> {
         self.guard.check(&request, LOOKERS)?;
-        let look = self.keeper.look(|cluster| {
+        let look = self.keeper.look_for_all(|cluster| {
             let nodes: Vec<_> = cluster.nodes().collect();
             let regions: Vec<_> = cluster.regions().collect();
             (nodes, regions)
         });
-        let (nodes, regions) = look.await?;
+        let (seen, health) = tokio::join!(look, self.probe.health());
+        let (known, (nodes, regions)) = match seen {
+            Ok(seen) => (true, seen),
+            // How the store is is what is to be seen then.
+            Err(NotDone::Store) => (false, Default::default()),
+            Err(not_done) => return Err(not_done.into()),
+        };
+        let leads = self.keeper.counted().leads();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let in_state = |state| count(nodes.iter().filter(|node| node.node.state == state).count());
         let uptime = self.started.elapsed().as_millis();
@@ -501,6 +512,10 @@ impl ControlPlane for Service {
             nodes_up: in_state(NodeState::Up),
             nodes_down: in_state(NodeState::Down),
             regions: count(regions.len()),
+            known,
+            leads,
+            processes: words::processes(&health, &self.address, leads),
+            store: Some(health.into()),
             ..proto::GetClusterReply::default()
         };
         for region in &regions {
@@ -521,7 +536,7 @@ impl ControlPlane for Service {
         self.guard.check(&request, LOOKERS)?;
         let nodes: Vec<_> = self
             .keeper
-            .look(|cluster| cluster.nodes().collect())
+            .look_for_all(|cluster| cluster.nodes().collect())
             .await?;
         let nodes = nodes.iter().map(TryInto::try_into);
         let nodes = nodes.collect::<Result<_, BadField>>()?;
@@ -533,7 +548,7 @@ impl ControlPlane for Service {
         request: Request<proto::Nothing>,
     ) -> Answer<proto::ListRegionsReply> {
         self.guard.check(&request, LOOKERS)?;
-        let regions = self.keeper.look(|cluster| {
+        let regions = self.keeper.look_for_all(|cluster| {
             let words = |status| proto::RegionStatus::from(&status);
             cluster.regions().map(words).collect()
         });
@@ -639,7 +654,7 @@ impl ControlPlane for Service {
         self.guard.check(&request, LOOKERS)?;
         let reservations = self
             .keeper
-            .look(|cluster| cluster.reservations().map(Into::into).collect());
+            .look_for_all(|cluster| cluster.reservations().map(Into::into).collect());
         let reservations = reservations.await?;
         said(proto::ListReservationsReply { reservations })
     }

@@ -21,7 +21,7 @@ use super::keeper::Keeper;
 use super::roles::Guard;
 use super::rpc::Service;
 use crate::client::REQUEST_ID;
-use crate::cluster::{BeginTerm, Cluster, Limits, LoadError};
+use crate::cluster::{Limits, LoadError};
 use crate::identity::Credentials;
 use crate::metrics::{MetricsError, MetricsServer};
 use crate::proto::control_plane_server::ControlPlaneServer;
@@ -58,6 +58,9 @@ pub struct ServeConfig {
     pub metrics: Option<SocketAddr>,
     /// The numbers it decides by.
     pub limits: Limits,
+    /// Where others reach it, `HOST:PORT`, which is told to them where several share a store. Default: where it
+    /// listens.
+    pub advertise: Option<String>,
 }
 
 /// Why the service did not start.
@@ -100,13 +103,7 @@ pub struct ControlServer {
 
 impl ControlServer {
     /// Goes on where the store stands, and serves.
-    pub fn start(config: ServeConfig, mut store: Box<dyn Store>) -> Result<Self, ServeError> {
-        let loaded = store.load()?;
-        let mut cluster = Cluster::load(config.limits, loaded.records)?;
-        let Ok(begun) = cluster.apply(0, &BeginTerm);
-        let revision = store.commit(loaded.revision, begun.changes.batch())?;
-        tracing::info!(term = begun.answer, "the control plane begins");
-
+    pub fn start(config: ServeConfig, store: Box<dyn Store>) -> Result<Self, ServeError> {
         let listen = |source| ServeError::Listen {
             address: config.listen,
             source,
@@ -133,8 +130,9 @@ impl ControlServer {
             }
             Trust::Anybody => Guard::Nobody,
         };
-        let (keeper, thread) =
-            Keeper::start(cluster, store, revision).map_err(ServeError::Threads)?;
+        let advertise = config.advertise.unwrap_or_else(|| address.to_string());
+        let probe = store.probe();
+        let (keeper, thread) = Keeper::start(config.limits, store, advertise.clone())?;
         let started = Instant::now();
         let calls = Arc::<Calls>::default();
         let metrics = config.metrics.map(|address| {
@@ -149,9 +147,10 @@ impl ControlServer {
             keeper,
             guard,
             signing: config.signing.map(Arc::new),
+            probe,
+            address: advertise,
             started,
-            // Those of an earlier term mean nothing.
-            checks: Checks::new(begun.answer << 32),
+            checks: Checks::new(first_check()),
         };
         let (stop, mut stopped) = watch::channel(false);
         let incoming = {
@@ -238,4 +237,11 @@ impl std::fmt::Debug for ControlServer {
             .field("address", &self.address)
             .finish_non_exhaustive()
     }
+}
+
+/// A number for the first check of this process: those of an earlier life, or of another control plane, mean
+/// nothing to it.
+fn first_check() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| (now.as_millis() as u64) << 20)
 }

@@ -59,6 +59,12 @@ pub enum FormatError {
         #[source]
         source: FrameError,
     },
+    /// What stands in a store beside records.
+    #[error("the {which} in the store is damaged, or of another version")]
+    Note {
+        /// What it is.
+        which: &'static str,
+    },
     /// JSON that is none, or says something else.
     #[error("the record of {key:?} makes no sense")]
     Json {

@@ -1,4 +1,5 @@
-//! A store in memory, whose disk can be full, and whose owner can die around a commit.
+//! A store in memory, whose disk can be full, and whose owner can die around a commit; also one that several
+//! control planes share, and that one of them can be cut off from.
 //!
 //! The disk outlives the store that writes it, as a real one does: a control plane that is started again
 //! opens the same disk. What is on it has the same bytes as in any other store.
@@ -7,8 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::format::{decode, decode_key, encode, encode_key};
-use super::{Loaded, Revision, Store, StoreError};
+use super::{Alone, Lead, Loaded, Probe, Revision, Store, StoreError};
 use crate::cluster::Batch;
+
+/// A leader that does not ask for so long is none any more.
+const LEADER_LEASE_MS: u64 = 2_000;
 
 /// What happens to the next commits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +33,26 @@ struct Content {
     revision: Revision,
     values: BTreeMap<Vec<u8>, Vec<u8>>,
     fault: Fault,
+    now_ms: u64,
+    leader: Option<Leader>,
+    guards: u64,
+    unguarded: bool,
+}
+
+#[derive(Debug)]
+struct Leader {
+    guard: u64,
+    address: String,
+    until_ms: u64,
+}
+
+impl Content {
+    /// As far as the time has not run out.
+    fn leader(&self) -> Option<&Leader> {
+        self.leader
+            .as_ref()
+            .filter(|leader| leader.until_ms > self.now_ms)
+    }
 }
 
 /// What is durable.
@@ -41,6 +65,16 @@ impl Disk {
     /// From now on this happens.
     pub fn set_fault(&self, fault: Fault) {
         self.with(|content| content.fault = fault);
+    }
+
+    /// What the clock of a shared disk shows.
+    pub fn set_time(&self, now_ms: u64) {
+        self.with(|content| content.now_ms = now_ms);
+    }
+
+    /// From now on whoever commits is let: a bug that a test plants.
+    pub fn leave_out_the_guard(&self) {
+        self.with(|content| content.unguarded = true);
     }
 
     /// How often it was written.
@@ -73,6 +107,9 @@ impl Disk {
 #[derive(Debug)]
 pub struct MemoryStore {
     disk: Disk,
+    shared: bool,
+    guard: Option<u64>,
+    cut_off: bool,
 }
 
 /// A failure that was asked for.
@@ -84,22 +121,108 @@ impl MemoryStore {
     /// Opens what is on a disk.
     #[must_use]
     pub fn new(disk: Disk) -> Self {
-        Self { disk }
+        Self {
+            disk,
+            shared: false,
+            guard: None,
+            cut_off: false,
+        }
+    }
+
+    /// Opens what is on a disk that others have, too.
+    #[must_use]
+    pub fn shared(disk: Disk) -> Self {
+        Self {
+            shared: true,
+            ..Self::new(disk)
+        }
+    }
+
+    /// Whether the disk cannot be reached.
+    pub fn set_cut_off(&mut self, cut_off: bool) {
+        self.cut_off = cut_off;
+    }
+
+    fn reach(&self) -> Result<(), StoreError> {
+        if self.cut_off {
+            Err(StoreError::Failed(Box::new(Told)))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check(&self, content: &Content, at: Revision) -> Result<(), StoreError> {
+        let leader = content.leader();
+        if self.shared && (self.guard.is_none() || leader.map(|leader| leader.guard) != self.guard)
+        {
+            let leader = leader.map(|leader| leader.address.clone());
+            return Err(StoreError::Deposed { leader });
+        }
+        if content.revision != at {
+            return Err(StoreError::Overtaken {
+                expected: at,
+                current: content.revision,
+            });
+        }
+        Ok(())
     }
 }
 
 impl Store for MemoryStore {
+    fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn lead(&mut self, address: &str) -> Result<Lead, StoreError> {
+        self.reach()?;
+        if !self.shared {
+            return Ok(Lead::Ours { guard: 0 });
+        }
+        let guard = self.guard;
+        let lead = self.disk.with(|content| {
+            let until_ms = content.now_ms + LEADER_LEASE_MS;
+            if content.leader().is_none() {
+                content.guards += 1;
+                content.leader = Some(Leader {
+                    guard: content.guards,
+                    address: address.to_owned(),
+                    until_ms,
+                });
+                let guard = content.guards;
+                return Lead::Ours { guard };
+            }
+            match &mut content.leader {
+                Some(leader) if Some(leader.guard) == guard => {
+                    leader.until_ms = until_ms;
+                    let guard = leader.guard;
+                    Lead::Ours { guard }
+                }
+                Some(leader) => Lead::Theirs(leader.address.clone()),
+                None => Lead::Nobodys,
+            }
+        });
+        self.guard = match lead {
+            Lead::Ours { guard } => Some(guard),
+            _ => None,
+        };
+        Ok(lead)
+    }
+
     fn load(&mut self) -> Result<Loaded, StoreError> {
+        self.reach()?;
         self.disk.read()
     }
 
+    fn confirm(&mut self, at: Revision) -> Result<(), StoreError> {
+        self.reach()?;
+        self.disk.with(|content| self.check(content, at))
+    }
+
     fn commit(&mut self, at: Revision, batch: &Batch) -> Result<Revision, StoreError> {
+        self.reach()?;
         self.disk.with(|content| {
-            if content.revision != at {
-                return Err(StoreError::Overtaken {
-                    expected: at,
-                    current: content.revision,
-                });
+            if !content.unguarded {
+                self.check(content, at)?;
             }
             let fault = content.fault;
             match fault {
@@ -118,11 +241,15 @@ impl Store for MemoryStore {
                     None => content.values.remove(&encode_key(*key)),
                 };
             }
-            content.revision = Revision(at.0 + 1);
+            content.revision = Revision(content.revision.0 + 1);
             match fault {
                 Fault::KeepNext => Err(StoreError::Failed(Box::new(Told))),
                 _ => Ok(content.revision),
             }
         })
+    }
+
+    fn probe(&self) -> Arc<dyn Probe> {
+        Arc::new(Alone("memory"))
     }
 }

@@ -5,11 +5,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::format::{decode, decode_key, encode, encode_key};
-use super::{Loaded, Revision, Store, StoreError};
+use super::{Alone, Loaded, Probe, Revision, Store, StoreError};
 use crate::cluster::Batch;
 
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("mycoram.control.records");
@@ -126,6 +127,10 @@ impl Store for RedbStore {
         let committed = self.write(at, batch);
         self.close_if_failed(&committed);
         committed
+    }
+
+    fn probe(&self) -> Arc<dyn Probe> {
+        Arc::new(Alone("redb"))
     }
 }
 

@@ -1,4 +1,5 @@
-//! The control plane's process: the state machine, its store, and its death.
+//! A process of the control plane: the state machine, its store, and its death. Where there are several, they
+//! share the store, and one leads.
 
 use mycoram_control::cluster::{
     Acquire, Acquired, BeginTerm, Cluster, Command, Copied, CreateRegion, Drain, Dropped, EndDrain,
@@ -6,7 +7,7 @@ use mycoram_control::cluster::{
     RegionPolicy, RegionRefusal, Renew, ReplicaRefusal, Report, Seen, Tick,
 };
 use mycoram_control::cluster::{Order, ReplicaState};
-use mycoram_control::store::{Disk, Fault, MemoryStore, Revision, Store, StoreError};
+use mycoram_control::store::{Disk, Lead, MemoryStore, Revision, Store, StoreError};
 use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, TenantId};
 
 use crate::memory_node::EXTENT;
@@ -24,63 +25,111 @@ pub(crate) fn replicas_of(region: usize) -> u8 {
 }
 
 struct Running {
+    guard: u64,
     cluster: Cluster,
-    store: MemoryStore,
     revision: Revision,
+    term: u64,
 }
 
 pub(crate) struct Control {
+    index: usize,
+    shared: bool,
     pub(crate) disk: Disk,
+    alive: bool,
+    cut_off: bool,
+    store: MemoryStore,
+    /// While it leads.
     running: Option<Running>,
     /// What the machine's clock shows more than the time.
     pub(crate) clock_ahead_ms: u64,
-    pub(crate) drain: Option<(usize, bool)>,
 }
 
 /// Why there is no answer.
 enum Silence {
-    /// The step was undone.
+    /// The step was undone, or what is remembered could not be confirmed.
     NotDurable,
 }
 
 impl Control {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(index: usize, shared: bool, disk: Disk) -> Self {
         Self {
-            disk: Disk::default(),
+            index,
+            shared,
+            alive: false,
+            cut_off: false,
+            store: open(&disk, shared),
+            disk,
             running: None,
             clock_ahead_ms: 1 << 40,
-            drain: None,
         }
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        self.running.is_some()
+    fn actor(&self) -> Actor {
+        Actor::Control(self.index)
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.alive
+    }
+
+    pub(crate) fn set_cut_off(&mut self, cut_off: bool) {
+        self.cut_off = cut_off;
+        self.store.set_cut_off(cut_off);
     }
 
     pub(crate) fn start(&mut self, sphere: &mut Sphere) {
-        sphere.begin_life(Actor::Control);
-        self.load(sphere);
-        sphere.timer(Actor::Control, TICK_MS, Timer::Beat);
+        sphere.begin_life(self.actor());
+        self.alive = true;
+        self.store = open(&self.disk, self.shared);
+        self.store.set_cut_off(self.cut_off);
+        self.lead(sphere);
+        sphere.timer(self.actor(), TICK_MS, Timer::Beat);
     }
 
     pub(crate) fn die(&mut self, sphere: &mut Sphere) {
-        sphere.begin_life(Actor::Control);
+        sphere.begin_life(self.actor());
+        self.alive = false;
         self.running = None;
     }
 
-    /// What is durable is all it knows.
-    fn load(&mut self, sphere: &mut Sphere) {
-        let mut store = MemoryStore::new(self.disk.clone());
-        let loaded = store.load().expect("the disk can be read");
+    /// Leads if it can. What is durable is all that it then knows.
+    fn lead(&mut self, sphere: &mut Sphere) {
+        self.disk.set_time(sphere.now);
+        match self.store.lead(&self.index.to_string()) {
+            Ok(Lead::Ours { guard }) => {
+                // Lost and taken again between two looks: others may have led.
+                self.running.take_if(|running| running.guard != guard);
+                if self.running.is_none() {
+                    self.load(sphere, guard);
+                }
+            }
+            _ => self.running = None,
+        }
+    }
+
+    fn load(&mut self, sphere: &mut Sphere, guard: u64) {
+        let Ok(loaded) = self.store.load() else {
+            return;
+        };
         sphere.truth.see_disk(&loaded);
         let cluster = Cluster::load(Limits::default(), loaded.records).expect("its own records");
         self.running = Some(Running {
+            guard,
             cluster,
-            store,
             revision: loaded.revision,
+            term: u64::MAX,
         });
-        // With a full disk it leads all the same, and changes nothing.
-        let _ = self.apply(sphere, &BeginTerm);
+        match self.apply(sphere, &BeginTerm) {
+            Ok(Ok(term)) => {
+                sphere.truth.begins(term);
+                if let Some(running) = &mut self.running {
+                    running.term = term;
+                }
+            }
+            // With a full disk it leads all the same, and changes nothing: nobody else can.
+            _ if !self.shared => {}
+            _ => self.running = None,
+        }
     }
 
     /// `Err`: nothing may be said, it was not made durable.
@@ -93,14 +142,20 @@ impl Control {
         let running = self.running.as_mut().ok_or(Silence::NotDurable)?;
         let step = match running.cluster.apply(now, command) {
             Ok(step) => step,
-            Err(refusal) => return Ok(Err(refusal)),
+            Err(refusal) => {
+                self.confirm(sphere)?;
+                return Ok(Err(refusal));
+            }
         };
         if step.changes.batch().is_empty() {
+            self.confirm(sphere)?;
             return Ok(Ok(step.answer));
         }
-        match running.store.commit(running.revision, step.changes.batch()) {
+        self.disk.set_time(sphere.now);
+        match self.store.commit(running.revision, step.changes.batch()) {
             Ok(revision) => {
                 running.revision = revision;
+                sphere.truth.decides(running.term);
                 sphere.truth.see_batch(step.changes.batch());
                 Ok(Ok(step.answer))
             }
@@ -109,25 +164,67 @@ impl Control {
                 running.cluster.undo(step.changes);
                 Err(Silence::NotDurable)
             }
-            Err(StoreError::Failed(_)) => {
-                sphere.truth.figures.failed_commits += 1;
-                // Done or not: the store knows.
-                let loaded = running.store.load().expect("the disk can be read");
-                sphere.truth.see_disk(&loaded);
-                running.revision = loaded.revision;
-                running.cluster =
-                    Cluster::load(Limits::default(), loaded.records).expect("its own records");
+            Err(error) => {
+                self.refused(sphere, &error);
                 Err(Silence::NotDurable)
             }
-            Err(other) => panic!("one control plane writes this disk: {other}"),
+        }
+    }
+
+    /// What is remembered holds, or nothing may be said.
+    fn confirm(&mut self, sphere: &mut Sphere) -> Result<(), Silence> {
+        let running = self.running.as_ref().ok_or(Silence::NotDurable)?;
+        self.disk.set_time(sphere.now);
+        if sphere.planted != Some(Planted::FromMemory)
+            && let Err(error) = self.store.confirm(running.revision)
+        {
+            self.refused(sphere, &error);
+            return Err(Silence::NotDurable);
+        }
+        sphere.truth.decides(running.term);
+        Ok(())
+    }
+
+    fn refused(&mut self, sphere: &mut Sphere, error: &StoreError) {
+        match error {
+            StoreError::Deposed { .. } => {
+                sphere.truth.figures.deposed += 1;
+                self.running = None;
+            }
+            StoreError::Failed(_) => {
+                sphere.truth.figures.failed_commits += 1;
+                // Done or not: the store knows, as soon as it can be asked.
+                let Some(before) = self.running.take() else {
+                    return;
+                };
+                let Ok(loaded) = self.store.load() else {
+                    return;
+                };
+                sphere.truth.see_disk(&loaded);
+                let cluster =
+                    Cluster::load(Limits::default(), loaded.records).expect("its own records");
+                self.running = Some(Running {
+                    cluster,
+                    revision: loaded.revision,
+                    ..before
+                });
+            }
+            other => sphere
+                .truth
+                .break_with(format!("promise 3: who leads writes alone: {other}")),
         }
     }
 
     pub(crate) fn beat(&mut self, sphere: &mut Sphere) {
+        sphere.timer(self.actor(), TICK_MS, Timer::Beat);
+        self.lead(sphere);
+        if self.running.is_none() {
+            return;
+        }
         for region in 0..REGIONS {
             self.create(sphere, region);
         }
-        if let Some((node, begin)) = self.drain {
+        if let Some((node, begin)) = sphere.drain {
             let node = format!("n{node}");
             let done = if begin {
                 self.apply(sphere, &Drain { node }).is_ok()
@@ -135,7 +232,7 @@ impl Control {
                 self.apply(sphere, &EndDrain { node }).is_ok()
             };
             if done {
-                self.drain = None;
+                sphere.drain = None;
             }
         }
         if let Ok(Err(illegal)) = self.apply(sphere, &Tick) {
@@ -143,7 +240,6 @@ impl Control {
                 .truth
                 .break_with(format!("a tick is refused: {illegal}"));
         }
-        sphere.timer(Actor::Control, TICK_MS, Timer::Beat);
     }
 
     fn create(&mut self, sphere: &mut Sphere, region: usize) {
@@ -177,7 +273,7 @@ impl Control {
                 let node = index_of(&register.name);
                 if let Ok(Ok(registered)) = self.apply(sphere, &register) {
                     sphere.send(
-                        Actor::Control,
+                        self.actor(),
                         Actor::Node(node),
                         Message::Registered(registered.node),
                     );
@@ -189,17 +285,17 @@ impl Control {
                 };
                 match self.apply(sphere, &heartbeat) {
                     Ok(Ok(heard)) if heard.state == mycoram_control::cluster::NodeState::Left => {
-                        sphere.send(Actor::Control, Actor::Node(node), Message::RegisterAgain);
+                        sphere.send(self.actor(), Actor::Node(node), Message::RegisterAgain);
                     }
                     Ok(Ok(heard)) => {
                         sphere.send(
-                            Actor::Control,
+                            self.actor(),
                             Actor::Node(node),
                             Message::NodeOrders(heard.orders),
                         );
                     }
                     Ok(Err(NodeRefusal::Unknown { .. } | NodeRefusal::Replaced { .. })) => {
-                        sphere.send(Actor::Control, Actor::Node(node), Message::RegisterAgain);
+                        sphere.send(self.actor(), Actor::Node(node), Message::RegisterAgain);
                     }
                     Ok(Err(other)) => sphere
                         .truth
@@ -219,7 +315,7 @@ impl Control {
             } => {
                 if let Ok(reply) = self.answer(sphere, owner, life, number, epoch, ask) {
                     sphere.send(
-                        Actor::Control,
+                        self.actor(),
                         Actor::Owner(owner),
                         Message::Reply { number, reply },
                     );
@@ -247,7 +343,8 @@ impl Control {
                     take_over: true,
                     waiting_for,
                 };
-                let early = sphere.planted == Some(Planted::EarlyGoOn);
+                // Now and then: if always, nobody would ever get beyond the first answer.
+                let early = sphere.planted == Some(Planted::EarlyGoOn) && sphere.dice.permille(300);
                 Ok(match self.apply(sphere, &acquire)? {
                     Ok(Acquired::GoOn {
                         epoch,
@@ -273,6 +370,7 @@ impl Control {
                 })
             }
             Ask::Directory => {
+                self.confirm(sphere)?;
                 let first = ExtentIndex::new(0);
                 let running = self.running.as_ref().ok_or(Silence::NotDurable)?;
                 Ok(match running.cluster.directory(region, epoch, first) {
@@ -318,7 +416,10 @@ impl Control {
                 let _ = self.apply(sphere, &report)?;
                 Ok(Reply::Done)
             }
-            Ask::Orders => self.orders(region, epoch),
+            Ask::Orders => {
+                self.confirm(sphere)?;
+                self.orders(region, epoch)
+            }
             Ask::Renew => Ok(match self.apply(sphere, &Renew { region, epoch })? {
                 Ok(_) => Reply::Done,
                 Err(refusal) => lease(&refusal),
@@ -398,9 +499,13 @@ impl Control {
     fn index(&self, id: mycoram_control::cluster::NodeId) -> Option<usize> {
         self.place(id).map(|place| place.node)
     }
+}
 
-    pub(crate) fn set_fault(&self, fault: Fault) {
-        self.disk.set_fault(fault);
+fn open(disk: &Disk, shared: bool) -> MemoryStore {
+    if shared {
+        MemoryStore::shared(disk.clone())
+    } else {
+        MemoryStore::new(disk.clone())
     }
 }
 

@@ -12,11 +12,14 @@ pub(crate) enum Fault {
     Pause(Actor, u64),
     Part(Actor, Actor),
     Heal,
-    ControlDies,
-    ControlStarts,
+    ControlDies(usize),
+    ControlStarts(usize),
     Store(StoreFault),
-    /// The machine's clock is set: forward, or back.
+    /// A process of the control plane does not reach the store, or does again.
+    CutOff(usize, bool),
+    /// A machine's clock is set: forward, or back.
     Clock {
+        control: usize,
         ms: u64,
         back: bool,
     },
@@ -50,18 +53,22 @@ impl World {
         // Most of what happens is to happen to nodes that hold something: those are drawn when it happens.
         let (node, region) = (dice.below(NODES), dice.below(REGIONS));
         let owner = dice.below(2 * REGIONS);
+        let control = dice.below(self.sphere.controls);
         let pair = match dice.below(3) {
-            0 => (Actor::Control, Actor::Node(node)),
-            1 => (Actor::Control, Actor::Owner(owner)),
+            0 => (Actor::Control(control), Actor::Node(node)),
+            1 => (Actor::Control(control), Actor::Owner(owner)),
             _ => (Actor::Owner(owner), Actor::Node(node)),
         };
-        let (first, second) = match dice.below(12) {
+        let (first, second) = match dice.below(13) {
             0 | 1 => (Fault::NodeDies(node), Some(Fault::NodeStarts)),
             2 => (Fault::Pause(Actor::Node(node), lasting), None),
             3 => (Fault::Pause(Actor::Owner(owner), lasting), None),
-            4 => (Fault::Pause(Actor::Control, lasting), None),
+            4 => (Fault::Pause(Actor::Control(control), lasting), None),
             5 | 6 => (Fault::Part(pair.0, pair.1), Some(Fault::Heal)),
-            7 => (Fault::ControlDies, Some(Fault::ControlStarts)),
+            7 => (
+                Fault::ControlDies(control),
+                Some(Fault::ControlStarts(control)),
+            ),
             8 => (
                 Fault::Store(StoreFault::Full),
                 Some(Fault::Store(StoreFault::None)),
@@ -77,6 +84,7 @@ impl World {
             10 => match dice.below(3) {
                 0 => (
                     Fault::Clock {
+                        control,
                         ms: dice.within(1, 1 << 36),
                         back: dice.permille(500),
                     },
@@ -85,6 +93,10 @@ impl World {
                 1 => (Fault::Drain(node, true), Some(Fault::Drain(node, false))),
                 _ => (Fault::OwnerDies(owner), None),
             },
+            11 => (
+                Fault::CutOff(control, true),
+                Some(Fault::CutOff(control, false)),
+            ),
             // Also while the former one lives.
             _ => (Fault::OwnerStarts(region), None),
         };
@@ -152,18 +164,22 @@ impl World {
                     self.sphere.parted.remove(0);
                 }
             }
-            Fault::ControlDies => {
+            Fault::ControlDies(control) => {
                 self.sphere.truth.figures.control_deaths += 1;
-                self.control.die(&mut self.sphere);
+                self.controls[control].die(&mut self.sphere);
             }
-            Fault::ControlStarts => {
-                if !self.control.is_running() {
-                    self.control.start(&mut self.sphere);
+            Fault::ControlStarts(control) => {
+                if !self.controls[control].is_alive() {
+                    self.controls[control].start(&mut self.sphere);
                 }
             }
-            Fault::Store(fault) => self.control.set_fault(fault),
-            Fault::Clock { ms, back } => {
-                let clock = &mut self.control.clock_ahead_ms;
+            Fault::Store(fault) => self.controls[0].disk.set_fault(fault),
+            Fault::CutOff(control, cut_off) => {
+                // The file of a store of one process is where the process is.
+                self.controls[control].set_cut_off(cut_off && self.sphere.controls > 1);
+            }
+            Fault::Clock { control, ms, back } => {
+                let clock = &mut self.controls[control].clock_ahead_ms;
                 *clock = if back {
                     clock.saturating_sub(ms)
                 } else {
@@ -192,7 +208,7 @@ impl World {
                     Event::Fault(Fault::Supervise),
                 );
             }
-            Fault::Drain(node, begin) => self.control.drain = Some((node, begin)),
+            Fault::Drain(node, begin) => self.sphere.drain = Some((node, begin)),
             Fault::Calm => self.calm(),
         }
     }
@@ -203,9 +219,12 @@ impl World {
         self.sphere.paused.clear();
         self.sphere.loss_permille = 0;
         self.sphere.late_permille = 0;
-        self.control.set_fault(StoreFault::None);
-        if !self.control.is_running() {
-            self.control.start(&mut self.sphere);
+        self.controls[0].disk.set_fault(StoreFault::None);
+        for control in &mut self.controls {
+            control.set_cut_off(false);
+            if !control.is_alive() {
+                control.start(&mut self.sphere);
+            }
         }
         for node in &mut self.nodes {
             if !node.alive {

@@ -3,7 +3,8 @@
 //! ```text
 //!   64 memory nodes   keep pages, refuse old epochs           die, start empty, pause, are cut off
 //!   3 regions         two owners each that fight for it       die, pause, are cut off, are fenced
-//!   1 control plane   the state machine and its store         dies, starts again, disk full, clock set
+//!   1 to 3 control    the state machine and its store, one    die, pause, start again, are cut off from nodes,
+//!   planes            of them leads                           owners and store; disk full, clock set
 //!   the network       loses, delays, doubles questions
 //! ```
 //!
@@ -100,6 +101,8 @@ fn the_promises_hold_whatever_goes_wrong() {
             figures.refused_epochs,
             figures.node_deaths,
             figures.control_deaths,
+            figures.terms,
+            figures.deposed,
             figures.failed_commits,
             figures.lost_extents,
         ];
@@ -154,4 +157,14 @@ fn a_copy_that_lacks_a_page_is_found() {
 #[test]
 fn a_write_that_missed_a_replica_is_found() {
     is_found(Planted::CarelessWrite);
+}
+
+#[test]
+fn a_deposed_leader_whose_write_is_taken_is_found() {
+    is_found(Planted::NoGuard);
+}
+
+#[test]
+fn a_deposed_leader_that_answers_from_memory_is_found() {
+    is_found(Planted::FromMemory);
 }

@@ -71,7 +71,7 @@ impl MemoryNode {
                 load_percent: 10,
             }),
         };
-        sphere.send(self.actor(), Actor::Control, message);
+        sphere.ask_control(self.actor(), message);
         sphere.timer(self.actor(), HEARTBEAT_MS, Timer::Beat);
     }
 
@@ -130,7 +130,7 @@ impl MemoryNode {
                 incarnation,
                 order,
             });
-            sphere.send(self.actor(), Actor::Control, confirm);
+            sphere.ask_control(self.actor(), confirm);
         }
     }
 

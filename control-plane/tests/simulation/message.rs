@@ -3,12 +3,25 @@
 use mycoram_control::cluster::{Confirm, Heartbeat, NodeId, NodeOrder, OrderId, Register};
 use mycoram_fabric::units::{Epoch, ExtentIndex, RegionId};
 
+use crate::world::NODES;
+
 /// Who. Nodes and owners by their place in the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Actor {
-    Control,
+    Control(usize),
     Node(usize),
     Owner(usize),
+}
+
+impl Actor {
+    /// Its place among those who ask the control plane.
+    pub(crate) fn asks_as(self) -> usize {
+        match self {
+            Self::Node(node) => node,
+            Self::Owner(owner) => NODES + owner,
+            Self::Control(_) => unreachable!("the control plane does not ask itself"),
+        }
+    }
 }
 
 /// The content of a page: who wrote it, and the how manieth write it was. Later is greater.

@@ -132,7 +132,7 @@ impl Owner {
             epoch: self.epoch,
             ask: ask.clone(),
         };
-        sphere.send(self.actor(), Actor::Control, message);
+        sphere.ask_control(self.actor(), message);
         sphere.timer(self.actor(), QUESTION_MS, Timer::Question { number: fresh });
     }
 

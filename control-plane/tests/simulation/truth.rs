@@ -2,6 +2,7 @@
 //!
 //! 1. A live replica, on the life of the node it was made on, has the last write that was acknowledged.
 //! 2. While fewer than R of an extent's copies failed since it last had R, there is a live one.
+//!    Epochs only grow, and no leader of the control plane decides or says anything after another began.
 //! 3. After a new owner was told to go on, no node that was fenced takes anything of the former one.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,9 @@ pub(crate) struct Truth {
     failed: BTreeMap<(RegionId, ExtentIndex), BTreeSet<(usize, u64)>>,
     touched: BTreeSet<(RegionId, ExtentIndex)>,
     gone_on: BTreeMap<RegionId, GoneOn>,
+    /// Of the last leader of the control plane.
+    term: u64,
+    epochs: BTreeMap<RegionId, Epoch>,
 }
 
 impl Truth {
@@ -55,6 +59,25 @@ impl Truth {
         Self {
             lives: vec![None; NODES],
             ..Self::default()
+        }
+    }
+
+    /// A leader of the control plane begins.
+    pub(crate) fn begins(&mut self, term: u64) {
+        self.figures.terms += 1;
+        if term <= self.term {
+            self.break_with(format!("promise 3: term {term} begins after {}", self.term));
+        }
+        self.term = self.term.max(term);
+    }
+
+    /// The leader of a term decides something, or says what holds.
+    pub(crate) fn decides(&mut self, term: u64) {
+        if term < self.term {
+            self.break_with(format!(
+                "promise 3: the leader of term {term} decides while that of {} leads",
+                self.term
+            ));
         }
     }
 
@@ -206,6 +229,13 @@ impl Truth {
                 (Key::Extents(region, 0), Some(Record::Extents(chunk))) => {
                     for (extent, homes) in (0..).zip(&chunk.extents) {
                         self.see_homes(*region, ExtentIndex::new(extent), homes);
+                    }
+                }
+                (Key::Region(id), Some(Record::Region(region))) => {
+                    let epoch = region.lease.epoch();
+                    let before = self.epochs.insert(*id, epoch);
+                    if before.is_some_and(|before| before > epoch) {
+                        self.break_with(format!("promise 3: {id} is at {epoch} after {before:?}"));
                     }
                 }
                 _ => {}

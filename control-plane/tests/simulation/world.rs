@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+use mycoram_control::store::Disk;
+
 use crate::control::Control;
 use crate::dice::Dice;
 use crate::faults::Fault;
@@ -13,6 +15,8 @@ use crate::truth::Truth;
 
 pub(crate) const NODES: usize = 64;
 pub(crate) const REGIONS: usize = 3;
+/// Most processes of the control plane.
+pub(crate) const CONTROLS: usize = 3;
 pub(crate) const EXTENTS: u32 = 10;
 pub(crate) const PAGES: u8 = 2;
 /// Faults happen until then, ms.
@@ -35,11 +39,16 @@ pub(crate) enum Planted {
     HastyCopy,
     /// A write is called done although a replica missed it.
     CarelessWrite,
+    /// The store takes what a deposed leader writes.
+    NoGuard,
+    /// A leader answers out of what it remembers, without asking whether that still holds.
+    FromMemory,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Deliver {
+        from: Actor,
         to: Actor,
         life: u64,
         message: Message,
@@ -106,6 +115,12 @@ pub(crate) struct Sphere {
     arrivals: BTreeMap<(Actor, Actor), u64>,
     /// Not before then does an actor take anything.
     pub(crate) paused: BTreeMap<Actor, u64>,
+    /// Processes of the control plane.
+    pub(crate) controls: usize,
+    /// Which one an actor asks, and how often in vain.
+    asked: Vec<(usize, u32)>,
+    /// A node to drain, or to take back; by whoever leads.
+    pub(crate) drain: Option<(usize, bool)>,
 }
 
 impl Sphere {
@@ -153,13 +168,32 @@ impl Sphere {
             *last = at;
         }
         let life = self.life(to);
-        self.at(at, Event::Deliver { to, life, message });
+        self.at(
+            at,
+            Event::Deliver {
+                from,
+                to,
+                life,
+                message,
+            },
+        );
+    }
+
+    /// To the process of the control plane that answered last; another one after two that were not answered.
+    pub(crate) fn ask_control(&mut self, from: Actor, message: Message) {
+        let (control, in_vain) = &mut self.asked[from.asks_as()];
+        if *in_vain == 2 {
+            (*control, *in_vain) = ((*control + 1) % self.controls, 0);
+        }
+        *in_vain += 1;
+        let control = Actor::Control(*control);
+        self.send(from, control, message);
     }
 }
 
 pub(crate) struct World {
     pub(crate) sphere: Sphere,
-    pub(crate) control: Control,
+    pub(crate) controls: Vec<Control>,
     pub(crate) nodes: Vec<MemoryNode>,
     pub(crate) owners: Vec<Owner>,
 }
@@ -172,6 +206,11 @@ impl World {
             1 => (2, 5),
             _ => (10, 20),
         };
+        let controls = 1 + dice.below(CONTROLS);
+        let disk = Disk::default();
+        if planted == Some(Planted::NoGuard) {
+            disk.leave_out_the_guard();
+        }
         let sphere = Sphere {
             now: 0,
             truth: Truth::new(),
@@ -185,14 +224,21 @@ impl World {
             lives: BTreeMap::new(),
             arrivals: BTreeMap::new(),
             paused: BTreeMap::new(),
+            controls,
+            asked: vec![(0, 0); NODES + 2 * REGIONS],
+            drain: None,
         };
         let mut world = Self {
             sphere,
-            control: Control::new(),
+            controls: (0..controls)
+                .map(|index| Control::new(index, controls > 1, disk.clone()))
+                .collect(),
             nodes: (0..NODES).map(MemoryNode::new).collect(),
             owners: (0..2 * REGIONS).map(Owner::new).collect(),
         };
-        world.control.start(&mut world.sphere);
+        for control in &mut world.controls {
+            control.start(&mut world.sphere);
+        }
         for node in &mut world.nodes {
             node.start(&mut world.sphere);
         }
@@ -239,11 +285,18 @@ impl World {
         if paused > self.sphere.now {
             return self.sphere.at(paused, event);
         }
+        if let Event::Deliver {
+            from: Actor::Control(control),
+            ..
+        } = &event
+        {
+            self.sphere.asked[to.asks_as()] = (*control, 0);
+        }
         match (to, event) {
-            (Actor::Control, Event::Deliver { message, .. }) => {
-                self.control.take(&mut self.sphere, message);
+            (Actor::Control(control), Event::Deliver { message, .. }) => {
+                self.controls[control].take(&mut self.sphere, message);
             }
-            (Actor::Control, _) => self.control.beat(&mut self.sphere),
+            (Actor::Control(control), _) => self.controls[control].beat(&mut self.sphere),
             (Actor::Node(node), Event::Deliver { message, .. }) => {
                 self.nodes[node].take(&mut self.sphere, message);
             }
@@ -297,6 +350,8 @@ pub(crate) struct Figures {
     pub(crate) refused_epochs: u64,
     pub(crate) node_deaths: u64,
     pub(crate) control_deaths: u64,
+    pub(crate) terms: u64,
+    pub(crate) deposed: u64,
     pub(crate) failed_commits: u64,
     pub(crate) lost_extents: u64,
     pub(crate) steps: u64,
@@ -312,6 +367,8 @@ impl Figures {
         self.refused_epochs += other.refused_epochs;
         self.node_deaths += other.node_deaths;
         self.control_deaths += other.control_deaths;
+        self.terms += other.terms;
+        self.deposed += other.deposed;
         self.failed_commits += other.failed_commits;
         self.lost_extents += other.lost_extents;
         self.steps += other.steps;
