@@ -74,7 +74,7 @@ impl Net {
             hub: Some(hub.clone()),
             bridge: "br0".to_owned(),
             nodes: Vec::new(),
-            means: Means { netem: false },
+            means: Means::LEAST,
             made: Vec::new(),
         };
         run(&["ip", "netns", "add", &hub])?;
@@ -146,7 +146,7 @@ impl Net {
             hub: None,
             bridge: variable("NETDEV", 0)?,
             nodes: (1..=nodes).map(place).collect::<Option<_>>()?,
-            means: Means { netem: false },
+            means: Means::LEAST,
             made: Vec::new(),
         };
         net.probe();

@@ -1,5 +1,6 @@
-//! The processes: control plane, memory nodes, agent, worker.
+//! The processes: control plane and its etcd, memory nodes, agent, worker.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -22,8 +23,11 @@ pub(crate) const HANG: Duration = Duration::from_secs(420);
 /// How long a node may be silent: several times what a loaded machine makes of a heartbeat, and an emulated one.
 const NODE_LEASE: &str = "2s";
 const NODE_LEASE_IN_TESTBED: &str = "6s";
+/// Of the first; each has its own.
 const CONTROL_PORT: u16 = 7400;
 const NODE_PORT: u16 = 7700;
+/// Of the first member; each has two.
+const ETCD_PORT: u16 = 2379;
 
 /// A process that ends with its guard, and with this process.
 pub(crate) struct Part {
@@ -64,6 +68,13 @@ impl Part {
         part
     }
 
+    /// One that says nothing: it counts as ready.
+    fn serve_silently(mut command: Command) -> Self {
+        let part = Self::spawn(&mut command);
+        part.ready.store(true, Ordering::Release);
+        part
+    }
+
     fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("our own child").is_some()
     }
@@ -84,9 +95,11 @@ impl Drop for Part {
 /// One of the processes that serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
-    Control,
+    Control(usize),
     Node(usize),
     Agent,
+    /// Of the control plane's etcd.
+    Member(usize),
 }
 
 /// Whether a process is to run, and whether it does.
@@ -98,7 +111,7 @@ struct Slot {
     ended: u32,
 }
 
-/// Control plane, memory nodes and agent, with what a supervisor does for them.
+/// Control plane, its etcd, memory nodes and agent, with what a supervisor does for them.
 pub(crate) struct Parts {
     dir: tempfile::TempDir,
     transport: &'static str,
@@ -111,8 +124,11 @@ impl Parts {
     pub(crate) fn start(net: Net, transport: &'static str) -> Self {
         let dir = stale::directory(Path::new("/dev/shm")).expect("a directory in /dev/shm");
         mycoram_control::identity::init_cluster(&dir.path().join("tls")).expect("made");
-        let mut all = vec![Which::Control, Which::Agent];
+        let mut all: Vec<_> = (0..net.means.members).map(Which::Member).collect();
+        all.extend((0..net.means.controls).map(Which::Control));
         all.extend((0..net.nodes.len()).map(Which::Node));
+        let wanted = all.clone();
+        all.push(Which::Agent);
         let mut parts = Self {
             dir,
             transport,
@@ -123,9 +139,8 @@ impl Parts {
             replicas: 0,
             net,
         };
-        parts.want(Which::Control, true);
-        for node in 0..parts.net.nodes.len() {
-            parts.want(Which::Node(node), true);
+        for which in wanted {
+            parts.want(which, true);
         }
         parts
     }
@@ -168,7 +183,10 @@ impl Parts {
                 continue;
             }
             let which = *which;
-            let part = Part::serve(self.command(which));
+            let part = match which {
+                Which::Member(_) => Part::serve_silently(self.command(which)),
+                _ => Part::serve(self.command(which)),
+            };
             self.slots[at].1.part = Some(part);
         }
     }
@@ -200,7 +218,55 @@ impl Parts {
     }
 
     fn url(&self) -> String {
-        format!("control://{}:{CONTROL_PORT}", self.net.address)
+        let controls = 0..self.net.means.controls;
+        let controls = controls.map(|control| self.control_address(control));
+        format!("control://{}", controls.collect::<Vec<_>>().join(","))
+    }
+
+    fn control_address(&self, control: usize) -> String {
+        format!(
+            "{}:{}",
+            self.net.address,
+            usize::from(CONTROL_PORT) + control
+        )
+    }
+
+    /// `http://HOST:PORT` of a member, for clients or, with `peers`, for the others.
+    fn member_url(&self, member: usize, peers: bool) -> String {
+        let port = usize::from(ETCD_PORT) + 2 * member + usize::from(peers);
+        format!("http://{}:{port}", self.net.address)
+    }
+
+    fn store(&self) -> String {
+        if self.net.means.members == 0 {
+            return format!("redb:{}", self.path("store"));
+        }
+        let members = 0..self.net.means.members;
+        let members = members.map(|member| self.member_url(member, false));
+        format!("etcd:{}", members.collect::<Vec<_>>().join(","))
+    }
+
+    fn etcd(&self, member: usize) -> Command {
+        let name = format!("m{member}");
+        let members = 0..self.net.means.members;
+        let all = members.map(|member| format!("m{member}={}", self.member_url(member, true)));
+        let all = all.collect::<Vec<_>>().join(",");
+        let (data, log) = (self.path(&name), self.path(&format!("{name}.log")));
+        let (client, peer) = (
+            self.member_url(member, false),
+            self.member_url(member, true),
+        );
+        let mut command = self.net.command(None, "etcd");
+        #[rustfmt::skip]
+        command.args([
+            "--name", &name, "--data-dir", &data, "--listen-client-urls", &client,
+            "--advertise-client-urls", &client, "--listen-peer-urls", &peer,
+            "--initial-advertise-peer-urls", &peer, "--initial-cluster", &all,
+            "--logger", "zap", "--log-level", "warn",
+        ]);
+        let log = File::options().create(true).append(true).open(log);
+        command.stderr(log.expect("a log"));
+        command
     }
 
     fn myco(&self, node: Option<usize>, words: &[&str]) -> Command {
@@ -212,9 +278,8 @@ impl Parts {
     fn command(&self, which: Which) -> Command {
         let (tls, url) = (self.path("tls"), self.url());
         match which {
-            Which::Control => {
-                let listen = format!("{}:{CONTROL_PORT}", self.net.address);
-                let store = format!("redb:{}", self.path("store"));
+            Which::Control(control) => {
+                let (listen, store) = (self.control_address(control), self.store());
                 let lease = match std::env::var_os("MYCORAM_TESTBED_TOPOLOGY") {
                     Some(_) => NODE_LEASE_IN_TESTBED,
                     None => NODE_LEASE,
@@ -246,6 +311,7 @@ impl Parts {
                 ];
                 self.myco(None, &words)
             }
+            Which::Member(member) => self.etcd(member),
         }
     }
 

@@ -45,9 +45,13 @@ pub(crate) enum Trouble {
     /// SIGSTOP.
     StopAgent,
     /// kill -9; started again on its store.
-    KillControl,
+    KillControl(usize),
     /// SIGSTOP.
-    StopControl,
+    StopControl(usize),
+    /// kill -9 of a member of the control plane's etcd; started again on what it has.
+    KillMember(usize),
+    /// SIGSTOP.
+    StopMember(usize),
 }
 
 impl Trouble {
@@ -62,8 +66,10 @@ impl Trouble {
             Self::DelayNode(..) => "delay",
             Self::KillAgent => "kill agent",
             Self::StopAgent => "stop agent",
-            Self::KillControl => "kill control plane",
-            Self::StopControl => "stop control plane",
+            Self::KillControl(_) => "kill control plane",
+            Self::StopControl(_) => "stop control plane",
+            Self::KillMember(_) => "kill etcd member",
+            Self::StopMember(_) => "stop etcd member",
         }
     }
 }
@@ -86,11 +92,24 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What the network can be made to do.
+/// What there is to go wrong.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Means {
-    /// Lose and delay packets.
+    /// The network can lose and delay packets.
     pub(crate) netem: bool,
+    /// Processes of the control plane.
+    pub(crate) controls: usize,
+    /// Members of the etcd that they share; 0: the one has a file of its own.
+    pub(crate) members: usize,
+}
+
+impl Means {
+    /// One control plane with a file, and a network that can only be cut.
+    pub(crate) const LEAST: Self = Self {
+        netem: false,
+        controls: 1,
+        members: 0,
+    };
 }
 
 /// One round of at most `replicas - 1` of `nodes` in trouble.
@@ -113,11 +132,34 @@ pub(crate) fn round(draw: &mut Draw, nodes: usize, replicas: usize, means: Means
     match draw.between(0, 10) {
         0..=2 => faults.push(timed(draw, Trouble::KillAgent)),
         3 => faults.push(timed(draw, Trouble::StopAgent)),
-        4..=5 => faults.push(timed(draw, Trouble::KillControl)),
-        6 => faults.push(timed(draw, Trouble::StopControl)),
+        4..=5 => {
+            let control = one_of(draw, means.controls);
+            faults.push(timed(draw, Trouble::KillControl(control)));
+        }
+        6 => {
+            let control = one_of(draw, means.controls);
+            faults.push(timed(draw, Trouble::StopControl(control)));
+        }
         _ => {}
     }
+    // One of three, beside all that.
+    if means.members > 0 {
+        let member = one_of(draw, means.members);
+        match draw.between(0, 4) {
+            0..=1 => faults.push(timed(draw, Trouble::KillMember(member))),
+            2 => faults.push(timed(draw, Trouble::StopMember(member))),
+            _ => {}
+        }
+    }
     faults
+}
+
+/// Of one nothing is drawn.
+fn one_of(draw: &mut Draw, count: usize) -> usize {
+    match count {
+        1 => 0,
+        _ => draw.between(0, count as u64) as usize,
+    }
 }
 
 /// From a hiccup to longer than every deadline.
@@ -137,7 +179,11 @@ fn timed(draw: &mut Draw, trouble: Trouble) -> Fault {
 
 #[test]
 fn a_seed_always_gives_the_same_rounds_and_never_too_many_dead() {
-    let means = Means { netem: true };
+    let means = Means {
+        netem: true,
+        controls: 2,
+        members: 3,
+    };
     let rounds = |seed| -> Vec<_> {
         let mut draw = Draw::new(seed);
         (0..200).map(|_| round(&mut draw, 3, 3, means)).collect()
@@ -152,11 +198,13 @@ fn a_seed_always_gives_the_same_rounds_and_never_too_many_dead() {
                 fault.trouble,
                 Trouble::KillAgent
                     | Trouble::StopAgent
-                    | Trouble::KillControl
-                    | Trouble::StopControl
+                    | Trouble::KillControl(_)
+                    | Trouble::StopControl(_)
+                    | Trouble::KillMember(_)
+                    | Trouble::StopMember(_)
             )
         });
         assert!((1..=2).contains(&of_nodes.count()), "{round:?}");
     }
-    assert_eq!(kinds.len(), 10, "{kinds:?}");
+    assert_eq!(kinds.len(), 12, "{kinds:?}");
 }

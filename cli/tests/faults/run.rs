@@ -12,6 +12,9 @@ use super::parts::{HANG, Parts, Which, Worker};
 use super::plan::{self, Draw, Fault, Trouble};
 
 const NODES: usize = 3;
+/// Processes of the control plane, and members of the etcd that they share, with `MYCORAM_FAULT_STORE=etcd`.
+const CONTROLS: usize = 2;
+const MEMBERS: usize = 3;
 /// How long it goes on where nobody says otherwise, s: half of it with two replicas, half with three.
 const SECONDS: u64 = 40;
 /// Visits of pages that show that the workload goes on.
@@ -51,7 +54,13 @@ struct Run {
 /// test bed, a network is made; `insists`: without one it is a failure, else it is said.
 pub(crate) fn random_faults(transport: &'static str, own_net: bool, insists: bool) {
     let net = match Net::find(NODES, own_net) {
-        Ok(net) => net,
+        Ok(mut net) => {
+            if std::env::var_os("MYCORAM_FAULT_STORE").is_some_and(|store| store == "etcd") {
+                net.means.controls = CONTROLS;
+                net.means.members = MEMBERS;
+            }
+            net
+        }
         Err(why) => {
             assert!(!insists, "random faults over {transport}: {why}");
             eprintln!("skipped: random faults over {transport}: {why}");
@@ -88,6 +97,7 @@ pub(crate) fn random_faults(transport: &'static str, own_net: bool, insists: boo
         "schema": "soak.report", "schema_version": 1,
         "transport": transport, "seed": seed, "seconds": run.story.began.elapsed().as_secs(),
         "netem": run.parts.net.means.netem,
+        "controls": run.parts.net.means.controls, "etcd_members": run.parts.net.means.members,
         "rounds": rounds, "faults": run.counts, "page_visits": visits, "lost_pages": 0, "wrong_pages": 0,
     });
     eprintln!("faults: {report}");
@@ -155,7 +165,7 @@ impl Run {
         }
     }
 
-    /// All nodes are up, and no extent has too few replicas.
+    /// All nodes and members are up, and no extent has too few replicas.
     fn await_whole(&mut self) {
         let until = Instant::now() + HANG;
         loop {
@@ -165,7 +175,11 @@ impl Run {
             if status["lost_extents"].as_u64() > Some(0) {
                 self.fail("extents are lost");
             }
+            let members = status["store"]["members"].as_array();
+            let members = members.into_iter().flatten();
+            let members_up = members.filter(|member| member["up"] == true).count();
             if self.parts.are_ready()
+                && members_up == self.parts.net.means.members
                 && status["nodes_up"] == NODES
                 && status["endangered_extents"] == 0
             {
@@ -220,10 +234,12 @@ impl Run {
         match trouble {
             Trouble::KillNode(node) => parts.want(Which::Node(node), false),
             Trouble::KillAgent => parts.want(Which::Agent, false),
-            Trouble::KillControl => parts.want(Which::Control, false),
+            Trouble::KillControl(control) => parts.want(Which::Control(control), false),
+            Trouble::KillMember(member) => parts.want(Which::Member(member), false),
             Trouble::StopNode(node) => parts.signal(Which::Node(node), Signal::SIGSTOP),
             Trouble::StopAgent => parts.signal(Which::Agent, Signal::SIGSTOP),
-            Trouble::StopControl => parts.signal(Which::Control, Signal::SIGSTOP),
+            Trouble::StopControl(control) => parts.signal(Which::Control(control), Signal::SIGSTOP),
+            Trouble::StopMember(member) => parts.signal(Which::Member(member), Signal::SIGSTOP),
             Trouble::CutNode(node) => parts.net.cut(node)?,
             Trouble::DownNode(node) => parts.net.set_link(node, false)?,
             Trouble::LoseOfNode(node, percent) => parts.net.lose(node, percent)?,
@@ -237,10 +253,12 @@ impl Run {
         match trouble {
             Trouble::KillNode(node) => parts.want(Which::Node(node), true),
             Trouble::KillAgent => parts.want(Which::Agent, true),
-            Trouble::KillControl => parts.want(Which::Control, true),
+            Trouble::KillControl(control) => parts.want(Which::Control(control), true),
+            Trouble::KillMember(member) => parts.want(Which::Member(member), true),
             Trouble::StopNode(node) => parts.signal(Which::Node(node), Signal::SIGCONT),
             Trouble::StopAgent => parts.signal(Which::Agent, Signal::SIGCONT),
-            Trouble::StopControl => parts.signal(Which::Control, Signal::SIGCONT),
+            Trouble::StopControl(control) => parts.signal(Which::Control(control), Signal::SIGCONT),
+            Trouble::StopMember(member) => parts.signal(Which::Member(member), Signal::SIGCONT),
             Trouble::CutNode(node) => parts.net.join(node)?,
             Trouble::DownNode(node) => parts.net.set_link(node, true)?,
             Trouble::LoseOfNode(node, _) | Trouble::DelayNode(node, _) => parts.net.pass(node)?,
