@@ -5,6 +5,7 @@
 //!   FarMap    ------->  Backing :  daemon     (they are there; this process holds the mapping)
 //! ```
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,6 +22,10 @@ use crate::{Advice, Stats};
 pub(crate) trait Backend: Send + Sync {
     /// Maps `bytes`, whole pages and not none.
     fn map(&self, bytes: ByteCount) -> Result<Box<dyn Backing>, MapError>;
+    /// Where the figures of its mappings are served.
+    fn metrics(&self) -> Option<SocketAddr> {
+        None
+    }
 }
 
 /// One mapping.

@@ -5,6 +5,7 @@ use mycoram_agent::daemon::{Refusal, SourceError};
 use mycoram_agent::kernel::{MemoryFileError, OpenUserfaultError, PidFdError, RoomsError};
 use mycoram_agent::{AttachError, ParkingPipeError, RegionError};
 use mycoram_control::NodesFileError;
+use mycoram_control::metrics::MetricsError;
 use mycoram_fabric::remote::{CreateError, TransportError};
 use mycoram_fabric::session::SessionError;
 use mycoram_fabric::units::ByteCount;
@@ -46,6 +47,9 @@ pub enum OpenError {
     /// A transport is not to be had here.
     #[error("the memory nodes cannot be reached from here")]
     Transport(#[from] TransportError),
+    /// Figures cannot be served where the configuration says.
+    #[error("the figures of far memory cannot be served")]
+    Metrics(#[from] MetricsError),
     /// There is no daemon, or it refuses.
     #[error("far memory cannot be opened through the daemon")]
     Daemon(#[from] ConnectError),
@@ -181,7 +185,7 @@ impl OpenError {
             Self::Parse(_) | Self::Config(_) => Status::Config,
             Self::Resolve(_) => Status::Unreachable,
             Self::Node(error) => session_status(error),
-            Self::NodesFile(_) => Status::Config,
+            Self::NodesFile(_) | Self::Metrics(_) => Status::Config,
             Self::Control(error) => control_status(error),
             Self::Transport(_) => Status::System,
             Self::Daemon(error) => daemon_status(error),

@@ -1,5 +1,6 @@
 //! [`FarMemory`]: an opened configuration, from which mappings are made.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mycoram_fabric::units::{ByteCount, PAGE_BYTES};
@@ -43,6 +44,12 @@ impl FarMemory {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Where monitors read the figures of the mappings; `None` where the configuration names no address.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.backend.metrics()
     }
 
     /// Maps `bytes` bytes, rounded up to whole pages, all zero. The room is taken on the memory nodes

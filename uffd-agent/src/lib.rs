@@ -54,10 +54,10 @@ pub use config::{
 };
 pub use page_table::{StateFileError, WordError};
 pub use runtime::{
-    AttachError, EventHandler, LostPage, Owner, Places, Region, RegionError, RegionEvent,
+    AttachError, EventHandler, Figures, LostPage, Owner, Places, Region, RegionError, RegionEvent,
     SavedRegion, SetUpError, TakeOverError,
 };
-pub use stats::{FAULT_BUCKETS_US, RegionStats, STATS_VERSION, StatsError};
+pub use stats::{LATENCY_BUCKETS_US, RegionStats, STATS_VERSION, StatsError};
 pub use target::{
     HeldDescriptors, MAX_PARKING_PIPES, ParkingPipe, ParkingPipeError, PrivateTarget,
     SLOTS_PER_PIPE, Target,

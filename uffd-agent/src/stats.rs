@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Version of the figures' JSON.
 pub const STATS_VERSION: u32 = 1;
-/// Upper bounds of [`RegionStats::fault_buckets`], us; the last bucket has none.
-pub const FAULT_BUCKETS_US: [u32; 15] = [
+/// Upper bounds of [`RegionStats::fault_buckets`] and [`RegionStats::writeback_buckets`], us; the last bucket has none.
+pub const LATENCY_BUCKETS_US: [u32; 15] = [
     5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000, 1_000_000, 10_000_000,
 ];
 
@@ -45,13 +45,24 @@ pub struct RegionStats {
     pub fault_p999_us: f64,
     /// As above.
     pub fault_max_us: f64,
-    /// Faults by service time: how many took longer than the bucket's bound before ([`FAULT_BUCKETS_US`]),
+    /// Faults by service time: how many took longer than the bucket's bound before ([`LATENCY_BUCKETS_US`]),
     /// and not longer than its own.
     #[serde(default)]
     pub fault_buckets: Vec<u64>,
     /// All service times together, us.
     #[serde(default)]
     pub fault_sum_us: f64,
+    /// How long ago the oldest of those pages was taken away that are not yet acknowledged by their memory nodes, s;
+    /// 0 when there are none.
+    #[serde(default)]
+    pub writeback_lag_s: f64,
+    /// Evictions that had to write, from the choice of their pages to the last acknowledgement, as
+    /// [`Self::fault_buckets`].
+    #[serde(default)]
+    pub writeback_buckets: Vec<u64>,
+    /// All of these times together, us.
+    #[serde(default)]
+    pub writeback_sum_us: f64,
     /// Pages in the file.
     pub resident: u64,
     /// Largest number of pages that were resident, fetched or leaving at once.
@@ -66,6 +77,9 @@ pub struct RegionStats {
     pub never_written: u64,
     /// Pages lost for good.
     pub lost: u64,
+    /// How often a page was lost; one that is thrown away and written again is no longer lost.
+    #[serde(default)]
+    pub losses: u64,
     /// Pages evicted.
     pub evictions: u64,
     /// Evictions for which nothing was sent: the page was as it had last been written back.

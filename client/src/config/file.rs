@@ -10,6 +10,7 @@
 //! workers = 0                                  # optional
 //! memory = "private"                           # optional
 //! seal_key = "seal.key"                        # optional
+//! metrics = "127.0.0.1:9100"                   # optional
 //! ```
 //!
 //! A relative `nodes_file` or `seal_key` is looked for beside the file that names it.
@@ -22,7 +23,9 @@ use mycoram_control::client::{ControlUrl, ControlUrlError};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES};
 
-use super::{Config, ConfigError, HostPort, HostPortError, Memory, Source, transport_named};
+use super::{
+    Config, ConfigError, HostPort, HostPortError, Memory, Source, metrics_address, transport_named,
+};
 
 /// Largest configuration file that is read: 1 MiB.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -115,6 +118,7 @@ struct Raw {
     workers: Option<u16>,
     memory: Option<String>,
     seal_key: Option<PathBuf>,
+    metrics: Option<String>,
 }
 
 impl Config {
@@ -194,6 +198,7 @@ impl Config {
                 given(raw.workers.is_some(), "workers", "agent")?;
                 given(raw.memory.is_some(), "memory", "agent")?;
                 given(raw.seal_key.is_some(), "seal_key", "agent")?;
+                given(raw.metrics.is_some(), "metrics", "agent")?;
                 Source::Agent(socket)
             }
             _ => {
@@ -220,6 +225,11 @@ impl Config {
             seal_key: raw
                 .seal_key
                 .map(|file| path.parent().unwrap_or(Path::new("")).join(file)),
+            metrics: raw
+                .metrics
+                .map(|text| metrics_address(&text))
+                .transpose()
+                .map_err(impossible)?,
         };
         config.check().map_err(impossible)?;
         Ok(config)

@@ -178,6 +178,10 @@ pub struct Config {
     /// The file with the key that pages are sealed with before they leave this machine; see docs/sealing.md. Default
     /// `None`: they leave as they are. Not where a daemon is the agent: it seals for all its programs or for none.
     pub seal_key: Option<PathBuf>,
+    /// Where monitors read the figures of the mappings over HTTP, in the format of Prometheus; port 0 takes any.
+    /// Default `None`: nowhere. Not where a daemon is the agent: it serves those of all its programs. Whoever reaches
+    /// the address may read them.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What a mapping is made of in this process.
@@ -281,6 +285,14 @@ pub enum ConfigError {
         "a daemon seals with its own key (`myco agent serve --seal-key`), none can be given here"
     )]
     SealByAgent,
+    /// An address for figures that a daemon has.
+    #[error(
+        "a daemon serves its programs' figures (`myco agent serve --metrics`), no address can be given here"
+    )]
+    MetricsByAgent,
+    /// `metrics` is no address.
+    #[error("metrics is an address of this machine and a port, as in metrics=127.0.0.1:9100")]
+    Metrics,
     /// A size does not parse.
     #[error("{option} is not a size")]
     Size {
@@ -325,6 +337,7 @@ impl Config {
             workers: 0,
             memory: Memory::default(),
             seal_key: None,
+            metrics: None,
         };
         config.check()?;
         Ok(config)
@@ -376,6 +389,9 @@ impl Config {
                 if self.seal_key.is_some() {
                     return Err(ConfigError::SealByAgent);
                 }
+                if self.metrics.is_some() {
+                    return Err(ConfigError::MetricsByAgent);
+                }
             }
         }
         if self.local.get() < MIN_LOCAL_BYTES || !self.local.is_page_aligned() {
@@ -414,6 +430,11 @@ fn transport_named(word: &str) -> Result<TransportKind, ConfigError> {
         "verbs" => Ok(TransportKind::Verbs),
         _ => Err(ConfigError::Transport),
     }
+}
+
+/// Where figures are to be read.
+fn metrics_address(text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|_| ConfigError::Metrics)
 }
 
 #[cfg(test)]

@@ -70,6 +70,24 @@ fn a_key_file_is_named_and_a_daemon_has_its_own() {
 }
 
 #[test]
+fn figures_have_an_address_and_a_daemon_its_own() {
+    let config = uri("myco://a:1?local=8MiB&metrics=127.0.0.1:9100").unwrap();
+    assert_eq!(config.metrics, Some("127.0.0.1:9100".parse().unwrap()));
+    let control = uri("control://h:7400?tls=/d&local=8MiB&metrics=[::1]:0").unwrap();
+    assert_eq!(control.metrics, Some("[::1]:0".parse().unwrap()));
+    assert_eq!(control.to_string().parse(), Ok(control));
+    let text = "local = \"8MiB\"\nmetrics = \"127.0.0.1:9100\"\n";
+    let file = toml(&format!("{text}nodes = [\"a:1\"]")).unwrap();
+    assert_eq!(file.metrics, config.metrics);
+    assert!(toml(&format!("{text}agent = \"/run/a.sock\"")).is_err());
+    assert!(uri("myco+agent:///run/a.sock?local=8MiB&metrics=127.0.0.1:1").is_err());
+    assert_eq!(
+        uri("myco://a:1?local=8MiB&metrics=9100"),
+        Err(UriError::Config(ConfigError::Metrics))
+    );
+}
+
+#[test]
 fn a_uri_names_a_daemon() {
     let config = uri("myco+agent:///run/my%20coram/agent.sock?local=8MiB").unwrap();
     assert_eq!(
@@ -243,8 +261,12 @@ fn any_config() -> impl Strategy<Value = Config> {
         (source, 16 << 20, 0, Memory::default())
     });
     let key = proptest::option::of("/[ -~é]{0,30}");
-    (prop_oneof![nodes, agent], 256u64..1 << 40, key).prop_map(
-        |((source, extent, workers, memory), pages, key)| Config {
+    let metrics = proptest::option::of(any::<std::net::SocketAddrV4>());
+    (prop_oneof![nodes, agent], 256u64..1 << 40, key, metrics).prop_map(
+        |((source, extent, workers, memory), pages, key, metrics)| Config {
+            metrics: metrics
+                .filter(|_| !matches!(source, Source::Agent(_)))
+                .map(Into::into),
             seal_key: key
                 .filter(|_| !matches!(source, Source::Agent(_)))
                 .map(PathBuf::from),

@@ -2,10 +2,11 @@
 //! `control://HOST:PORT?local=SIZE&...`.
 //!
 //! Options stand once, in any order: `local`, `transport`, `extent`, `replicas`, `workers`, `memory`, `seal_key` (a
-//! path); for a control plane those of its URL (see `mycoram_control`) too. What is not known is refused, so that a mistyped option is
+//! path), `metrics` (IP:PORT); for a control plane those of its URL (see `mycoram_control`) too. What is not known is refused, so that a mistyped option is
 //! not silently a default. `%XX` may stand for a byte of a path.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,7 +15,9 @@ use mycoram_control::client::{CONTROL_SCHEME, ControlUrl, ControlUrlError};
 use mycoram_fabric::transport::TransportKind;
 use mycoram_fabric::units::{ByteCount, DEFAULT_EXTENT_BYTES};
 
-use super::{Config, ConfigError, HostPort, HostPortError, Memory, Source, transport_named};
+use super::{
+    Config, ConfigError, HostPort, HostPortError, Memory, Source, metrics_address, transport_named,
+};
 
 const NODES_SCHEME: &str = "myco://";
 const AGENT_SCHEME: &str = "myco+agent://";
@@ -47,7 +50,7 @@ pub enum UriError {
     },
     /// An option that there is not.
     #[error(
-        "option number {number} is not known: there are local, transport, extent, replicas, workers, memory and seal_key (for myco+agent: local only)"
+        "option number {number} is not known: there are local, transport, extent, replicas, workers, memory, seal_key and metrics (for myco+agent: local only)"
     )]
     OptionUnknown {
         /// Which one, counted from 1.
@@ -82,6 +85,7 @@ struct Options {
     workers: Option<u16>,
     memory: Option<Memory>,
     seal_key: Option<PathBuf>,
+    metrics: Option<SocketAddr>,
 }
 
 fn set<T>(slot: &mut Option<T>, number: usize, value: T) -> Result<(), UriError> {
@@ -127,6 +131,9 @@ impl Options {
                 }
                 "seal_key" if !for_agent => {
                     set(&mut options.seal_key, number, unescape(value)?)?;
+                }
+                "metrics" if !for_agent => {
+                    set(&mut options.metrics, number, metrics_address(value)?)?;
                 }
                 _ => return Err(UriError::OptionUnknown { number }),
             }
@@ -185,6 +192,7 @@ impl FromStr for Config {
             workers: options.workers.unwrap_or(0),
             memory: options.memory.unwrap_or_default(),
             seal_key: options.seal_key,
+            metrics: options.metrics,
         };
         config.check()?;
         Ok(config)
@@ -196,7 +204,10 @@ fn control(text: &str) -> Result<Config, UriError> {
     let (address, query) = text.split_once('?').unwrap_or((text, ""));
     let own = |part: &&str| {
         let name = part.split_once('=').map_or(*part, |(name, _)| name);
-        matches!(name, "local" | "extent" | "workers" | "memory" | "seal_key")
+        matches!(
+            name,
+            "local" | "extent" | "workers" | "memory" | "seal_key" | "metrics"
+        )
     };
     let (own, theirs): (Vec<&str>, Vec<&str>) = query.split('&').partition(own);
     let options = match own.is_empty() {
@@ -215,6 +226,7 @@ fn control(text: &str) -> Result<Config, UriError> {
         workers: options.workers.unwrap_or(0),
         memory: options.memory.unwrap_or_default(),
         seal_key: options.seal_key,
+        metrics: options.metrics,
     };
     config.check()?;
     Ok(config)
@@ -239,7 +251,7 @@ impl fmt::Display for Config {
                     "?local={}&transport={transport}&extent={}&replicas={}&workers={}&memory={}",
                     self.local, self.extent, self.replicas, self.workers, self.memory
                 )?;
-                seal_key(self.seal_key.as_deref(), f)
+                self.write_optional(f)
             }
             Source::Agent(socket) => {
                 f.write_str(AGENT_SCHEME)?;
@@ -252,19 +264,25 @@ impl fmt::Display for Config {
                     "{url}&local={}&extent={}&workers={}&memory={}",
                     self.local, self.extent, self.workers, self.memory
                 )?;
-                seal_key(self.seal_key.as_deref(), f)
+                self.write_optional(f)
             }
             Source::NodesFile(file) => write!(f, "{}", file.display()),
         }
     }
 }
 
-fn seal_key(file: Option<&Path>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let Some(file) = file else {
-        return Ok(());
-    };
-    f.write_str("&seal_key=")?;
-    escape(file, f)
+impl Config {
+    /// What has no default.
+    fn write_optional(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.seal_key {
+            f.write_str("&seal_key=")?;
+            escape(file, f)?;
+        }
+        match self.metrics {
+            Some(address) => write!(f, "&metrics={address}"),
+            None => Ok(()),
+        }
+    }
 }
 
 fn escape(path: &Path, f: &mut fmt::Formatter<'_>) -> fmt::Result {

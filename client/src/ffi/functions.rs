@@ -59,7 +59,7 @@ pub extern "C" fn mycoram_version() -> *const c_char {
 }
 
 /// Opens far memory. `place` is a URI
-/// (`myco://HOST:PORT[,HOST:PORT...]?local=128MiB[&transport=tcp|verbs][&extent=16MiB][&workers=N][&seal_key=FILE]` or
+/// (`myco://HOST:PORT[,HOST:PORT...]?local=128MiB[&transport=tcp|verbs][&extent=16MiB][&workers=N][&seal_key=FILE][&metrics=IP:PORT]` or
 /// `myco+agent:///run/mycoram-agent.sock?local=128MiB`) or the path of a configuration file.
 /// Asks every memory node, or the daemon, whether it is there: may block for a few seconds.
 ///

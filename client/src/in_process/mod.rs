@@ -8,9 +8,11 @@
 //!
 //! Nobody can take such a region over: when the process ends, the memory it belongs to is gone too.
 
+mod figures;
 mod nodes;
 mod target;
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use crate::notice;
 use crate::pages::Pages;
 use crate::{Advice, Stats};
 
+use figures::ServedFigures;
 use nodes::Nodes;
 
 /// How long a page that was evicted is kept while the program has a file open for direct IO, ms: longer than
@@ -43,16 +46,20 @@ pub(crate) struct InProcess {
     workers: u16,
     memory: Memory,
     seal_key: Option<PathBuf>,
+    figures: Option<Arc<ServedFigures>>,
 }
 
 impl InProcess {
     pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
+        let nodes = Nodes::open(config)?;
+        let figures = config.metrics.map(ServedFigures::start).transpose()?;
         Ok(Self {
-            nodes: Nodes::open(config)?,
+            nodes,
             local: config.local,
             workers: config.workers,
             memory: config.memory,
             seal_key: config.seal_key.clone(),
+            figures: figures.map(Arc::new),
         })
     }
 
@@ -109,6 +116,10 @@ fn state_dir() -> PathBuf {
 }
 
 impl Backend for InProcess {
+    fn metrics(&self) -> Option<SocketAddr> {
+        self.figures.as_ref().map(|figures| figures.address())
+    }
+
     fn map(&self, bytes: ByteCount) -> Result<Box<dyn Backing>, MapError> {
         let rooms = match self.memory {
             Memory::Private => target::rooms()?,
@@ -125,7 +136,14 @@ impl Backend for InProcess {
         match attached {
             Ok(region) => {
                 pages.known_to(region.places());
-                Ok(Box::new(Mapped { region, pages }))
+                if let Some(figures) = &self.figures {
+                    figures.also_of(region.figures());
+                }
+                Ok(Box::new(Mapped {
+                    region,
+                    pages,
+                    _figures: self.figures.clone(),
+                }))
             }
             Err(error) => {
                 pages.unmap();
@@ -149,6 +167,8 @@ fn tell(event: RegionEvent) {
 struct Mapped {
     region: Region,
     pages: Arc<Pages>,
+    /// They are served as long as there is something to tell.
+    _figures: Option<Arc<ServedFigures>>,
 }
 
 impl Backing for Mapped {

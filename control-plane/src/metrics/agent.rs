@@ -1,6 +1,8 @@
 //! The figures of an agent: of each region that it serves.
 
-use mycoram_agent::{FAULT_BUCKETS_US, RegionStats};
+use std::iter::repeat;
+
+use mycoram_agent::{LATENCY_BUCKETS_US, RegionStats};
 use mycoram_fabric::units::PAGE_BYTES;
 use prometheus_client::registry::Unit;
 
@@ -135,11 +137,17 @@ const COUNTERS: [(&str, &str, &str, Split); 7] = [
     ("agent_errors", "What went wrong, by kind", "kind", |s| {
         let t = &s.transport;
         vec![
-            ("page_lost", s.lost),
-            ("page_wrong", s.checksum_mismatches),
+            ("page_lost", s.losses),
+            (
+                "page_wrong",
+                s.checksum_mismatches.saturating_sub(s.seals_broken),
+            ),
+            ("seal_broken", s.seals_broken),
             ("connection_broken", t.reconnects),
             ("node_lost", t.nodes_lost),
             ("rebuild_failed", t.rebuild_failures),
+            ("place_refused", t.places_refused),
+            ("place_not_answered", t.places_away),
         ]
     }),
 ];
@@ -166,6 +174,26 @@ fn split<'a>(
     })
 }
 
+fn times(
+    regions: &[RegionStats],
+    counted: fn(&RegionStats) -> (&[u64], f64),
+) -> Vec<(Labels, Histogram)> {
+    let histogram = |stats| {
+        let (buckets, sum_us) = counted(stats);
+        let bounds = LATENCY_BUCKETS_US.iter();
+        let bounds = bounds.map(|bound| f64::from(*bound) / 1e6);
+        Histogram {
+            sum: sum_us / 1e6,
+            buckets: bounds
+                .chain([f64::INFINITY])
+                .zip(buckets.iter().copied().chain(repeat(0)))
+                .collect(),
+        }
+    };
+    let all = regions.iter();
+    all.map(|stats| (of(stats), histogram(stats))).collect()
+}
+
 /// The page of an agent that serves these regions.
 #[must_use]
 pub fn agent_page(regions: &[RegionStats]) -> String {
@@ -187,41 +215,98 @@ pub fn agent_page(regions: &[RegionStats]) -> String {
             .iter()
             .map(|stats| (of(stats), bytes(stats.leaving))),
     );
-    page.ratios(
+    page.reals(
+        "agent_writeback_lag",
+        "How long the oldest of that memory has been on its way",
+        Unit::Seconds,
+        regions
+            .iter()
+            .map(|stats| (of(stats), stats.writeback_lag_s)),
+    );
+    page.gauges(
+        "agent_writes_unplaced",
+        "Writes that wait for a place on a memory node",
+        None,
+        regions
+            .iter()
+            .map(|stats| (of(stats), stats.transport.writes_unplaced)),
+    );
+    page.reals(
         "agent_hit",
         "Share of the faults for which nothing had to be read",
+        Unit::Other("ratio".to_owned()),
         regions.iter().map(|stats| (of(stats), stats.hit_rate)),
     );
     for (name, help, key, values) in COUNTERS {
         page.counters(name, help, split(regions, key, values));
     }
-    let services = regions.iter().map(|stats| {
-        let mut bounds: Vec<f64> = FAULT_BUCKETS_US
-            .iter()
-            .map(|bound| f64::from(*bound) / 1e6)
-            .collect();
-        bounds.push(f64::INFINITY);
-        let histogram = Histogram {
-            sum: stats.fault_sum_us / 1e6,
-            buckets: bounds
-                .into_iter()
-                .zip(stats.fault_buckets.clone())
-                .collect(),
-        };
-        (of(stats), histogram)
-    });
     page.histograms(
         "agent_fault_service",
         "From a fault's event to its page's installation",
         Unit::Seconds,
-        services.collect(),
+        times(regions, |s| (&s.fault_buckets, s.fault_sum_us)),
+    );
+    page.histograms(
+        "agent_writeback",
+        "Of an eviction that had to write: from the choice of its pages to their last acknowledgement",
+        Unit::Seconds,
+        times(regions, |s| (&s.writeback_buckets, s.writeback_sum_us)),
     );
     page.text()
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
+
+    /// Figures of which none is 0.
+    fn moved() -> RegionStats {
+        fn fill(value: &mut Value, next: &mut u64) {
+            match value {
+                Value::Number(_) => {
+                    *next += 1;
+                    *value = (*next).into();
+                }
+                Value::Object(fields) => fields.values_mut().for_each(|field| fill(field, next)),
+                _ => {}
+            }
+        }
+        let mut figures = serde_json::to_value(RegionStats::default()).expect("figures");
+        fill(&mut figures, &mut 100);
+        let mut stats: RegionStats = serde_json::from_value(figures).expect("figures");
+        stats.fault_buckets = vec![1; LATENCY_BUCKETS_US.len() + 1];
+        stats.writeback_buckets = vec![2; LATENCY_BUCKETS_US.len() + 1];
+        // Of the pages that left, some were written; of those that were wrong, some had no seal.
+        stats.evictions = 10_000;
+        stats.checksum_mismatches = 10_000;
+        stats
+    }
+
+    /// What a page says, but for words about it; figures of one sort come in any order.
+    fn samples(page: &str) -> Vec<&str> {
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        let mut lines: Vec<_> = lines.collect();
+        lines.sort_unstable();
+        lines
+    }
+
+    #[test]
+    fn every_figure_of_a_region_moves() {
+        let still = agent_page(&[RegionStats::default()]);
+        let moved = agent_page(&[moved()]);
+        let (still, moved) = (samples(&still), samples(&moved));
+        assert_eq!(still.len(), moved.len());
+        for (still, moved) in still.iter().zip(&moved) {
+            let name = |line: &str| line.rsplit_once(' ').map(|(name, _)| name.to_owned());
+            assert_eq!(name(still), name(moved));
+            if !still.starts_with("mycoram_agent_regions ") {
+                assert_ne!(still, moved);
+            }
+        }
+        assert!(still.len() > 70, "{still:?}");
+    }
 
     #[test]
     fn each_figure_of_a_region_is_on_the_page() {
@@ -229,7 +314,7 @@ mod tests {
             name: "r".to_owned(),
             hit_rate: 0.25,
             fault_sum_us: 30.0,
-            fault_buckets: vec![0; FAULT_BUCKETS_US.len() + 1],
+            fault_buckets: vec![0; LATENCY_BUCKETS_US.len() + 1],
             leaving: 2,
             ..RegionStats::default()
         };

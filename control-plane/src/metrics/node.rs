@@ -91,3 +91,49 @@ pub fn node_page(report: &StatusReport, refusals: &[(&'static str, u64)]) -> Str
     );
     page.text()
 }
+
+#[cfg(test)]
+mod tests {
+    use mycoram_fabric::transport::TransportKind;
+    use mycoram_fabric::units::{ByteCount, Incarnation};
+
+    use super::*;
+
+    /// Each figure another one, from `first` on.
+    fn report(first: u32, draining: bool) -> StatusReport {
+        let bytes = |more: u32| ByteCount::mib(u64::from(first + more));
+        StatusReport {
+            incarnation: Incarnation::new(1),
+            transport: TransportKind::Tcp,
+            data: ([127, 0, 0, 1], 1).into(),
+            uptime_ms: u64::from(first) * 1000,
+            draining,
+            hugepages: false,
+            capacity: bytes(1),
+            lent: bytes(2),
+            free: bytes(3),
+            unzeroed: bytes(4),
+            extents: u64::from(first + 5),
+            tenants: first + 6,
+            regions: first + 7,
+            orphans: first + 8,
+            sessions: first + 9,
+            control_connections: first + 10,
+            data_connections: first + 11,
+        }
+    }
+
+    #[test]
+    fn every_figure_of_a_node_moves() {
+        let still = node_page(&report(0, false), &[("Full", 0)]);
+        let moved = node_page(&report(100, true), &[("Full", 1)]);
+        let pairs = still.lines().zip(moved.lines());
+        let figures = pairs.filter(|(still, _)| !still.starts_with('#'));
+        let mut count = 0;
+        for (still, moved) in figures {
+            assert_ne!(still, moved);
+            count += 1;
+        }
+        assert_eq!(count, 14);
+    }
+}

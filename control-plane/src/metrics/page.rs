@@ -84,19 +84,19 @@ impl Page {
         self.registry.register(name, help, family);
     }
 
-    /// Shares, from 0 to 1.
-    pub(crate) fn ratios(
+    /// Figures of the same sort that are no whole numbers, and go up and down.
+    pub(crate) fn reals(
         &mut self,
         name: &str,
         help: &str,
+        unit: Unit,
         values: impl IntoIterator<Item = (Labels, f64)>,
     ) {
         let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
         for (labels, value) in values {
             family.get_or_create(&labels).set(value);
         }
-        self.registry
-            .register_with_unit(name, help, Unit::Other("ratio".to_owned()), family);
+        self.registry.register_with_unit(name, help, unit, family);
     }
 
     /// How often which values were seen.

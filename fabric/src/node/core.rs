@@ -64,7 +64,7 @@ impl NodeCore {
             entropy,
             gate: None,
             incarnation,
-            refusals: BTreeMap::new(),
+            refusals: Refusal::KINDS.iter().map(|kind| (*kind, 0)).collect(),
             started_ms: now_ms,
             drain_until_ms: None,
         }

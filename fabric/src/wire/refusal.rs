@@ -13,6 +13,9 @@ macro_rules! refusals {
         }
 
         impl Refusal {
+            /// All names that there are.
+            pub const KINDS: &[&str] = &[$(stringify!($name)),*];
+
             /// Its name.
             #[must_use]
             pub fn kind(&self) -> &'static str {

@@ -24,7 +24,7 @@ use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 
 use super::direct_io::DirectIo;
 use super::parking::Parking;
-use super::shared::{Fill, Shared, Standing};
+use super::shared::{Fill, NOTHING_LEAVES, Shared, Standing};
 use super::victim_desk::VictimDesk;
 use crate::engine::{Action, Batch, BatchStep, Content, Run};
 use crate::kernel::ParkingPipe;
@@ -42,6 +42,10 @@ struct Working {
     block: Option<FrameIndex>,
     /// It has pages that may have to wait for a place on a memory node.
     unplaced: bool,
+    /// When its pages were chosen, ns.
+    since: u64,
+    /// Some of its pages had to be written.
+    wrote: bool,
 }
 
 /// See the module.
@@ -83,6 +87,7 @@ impl Evictor {
         let block = u32::from(SLOTS_PER_PIPE);
         let blocks = parts.shared.config.lane.frames / block;
         let direct_io = DirectIo::of(parts.shared.target_pid);
+        let now = parts.shared.now();
         let slots = parts.batches.len() * usize::from(SLOTS_PER_PIPE);
         for batch in &parts.batches {
             if let Parking::Pipe(pipe) = &parts.shared.parking[usize::from(batch.pipe())] {
@@ -102,6 +107,8 @@ impl Evictor {
                     batch,
                     block: None,
                     unplaced: false,
+                    since: now,
+                    wrote: false,
                 })
                 .collect(),
             blocks: (0..blocks).map(|b| FrameIndex(b * block)).collect(),
@@ -125,11 +132,13 @@ impl Evictor {
                 busy |= self.advance(at, &mut until);
             }
             self.lane.ring();
+            self.tell_oldest();
             self.nobody = false;
             if self.shared.wants_eviction() && self.batches.iter().any(|w| w.batch.is_idle()) {
                 let started = self.start();
                 self.nobody = !started;
                 busy |= started;
+                self.tell_oldest();
             }
             if !busy {
                 self.sleep(until);
@@ -137,9 +146,16 @@ impl Evictor {
         }
     }
 
+    /// What monitors know as the lag of write-back.
+    fn tell_oldest(&self) {
+        let busy = self.batches.iter().filter(|w| !w.batch.is_idle());
+        let oldest = busy.map(|w| w.since).min().unwrap_or(NOTHING_LEAVES);
+        self.shared.leaving.since[self.index].store(oldest, Ordering::Relaxed);
+    }
+
     /// Chooses victims for as many idle batches as are needed. False: nobody may leave now.
     fn start(&mut self) -> bool {
-        let size = self.shared.eviction_size();
+        let (size, now) = (self.shared.eviction_size(), self.shared.now());
         let idle = self.batches.iter().filter(|w| w.batch.is_idle()).count();
         let wanted = usize::try_from(self.shared.eviction_need()).unwrap_or(0);
         let wanted = wanted.clamp(size, size * idle);
@@ -158,7 +174,8 @@ impl Evictor {
             .any(|w| w.unplaced && !w.batch.is_idle());
         for working in self.batches.iter_mut().filter(|w| w.batch.is_idle()) {
             let batch = &mut working.batch;
-            working.unplaced = false;
+            (working.unplaced, working.wrote) = (false, false);
+            working.since = now;
             while batch.len() < size
                 && let Some(page) = victims.next()
             {
@@ -250,6 +267,7 @@ impl Evictor {
             return false;
         }
         self.batches[at].batch.writing(run);
+        self.batches[at].wrote = true;
         true
     }
 

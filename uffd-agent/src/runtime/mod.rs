@@ -30,7 +30,7 @@ mod victim_desk;
 
 pub(crate) use frames::FramePool;
 pub use region::{
-    AttachError, EventHandler, LostPage, Owner, Places, Region, RegionError, RegionEvent,
+    AttachError, EventHandler, Figures, LostPage, Owner, Places, Region, RegionError, RegionEvent,
     TakeOverError,
 };
 pub use set_up::SetUpError;

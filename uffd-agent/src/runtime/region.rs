@@ -1,7 +1,7 @@
 //! A region that an agent serves: the handle through which its owner speaks to it.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::Sender;
@@ -218,6 +218,35 @@ impl Places {
     }
 }
 
+/// A region's figures, for somebody who does not keep it.
+#[derive(Clone)]
+pub struct Figures(Weak<Shared>);
+
+impl std::fmt::Debug for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Figures")
+    }
+}
+
+impl Figures {
+    /// As of now; `None` once the region was ended.
+    #[must_use]
+    pub fn read(&self) -> Option<RegionStats> {
+        Some(snapshot::take(&*self.shared()?))
+    }
+
+    /// Whether the region was not ended yet.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.shared().is_some()
+    }
+
+    fn shared(&self) -> Option<Arc<Shared>> {
+        let shared = self.0.upgrade()?;
+        (shared.standing() != Standing::Stopping).then_some(shared)
+    }
+}
+
 /// Called with what happens to the region.
 pub type EventHandler = Box<dyn FnMut(RegionEvent) + Send>;
 
@@ -302,6 +331,12 @@ impl Region {
     #[must_use]
     pub fn stats(&self) -> RegionStats {
         snapshot::take(&self.shared)
+    }
+
+    /// Who reads figures, also while the region ends.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        Figures(Arc::downgrade(&self.shared))
     }
 
     fn alive(&self) -> Result<(), RegionError> {

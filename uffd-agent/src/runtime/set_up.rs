@@ -19,7 +19,7 @@ use super::keeper::{Keeper, KeeperParts};
 use super::memory::RegionMemory;
 use super::parking::Parking;
 use super::region::EventHandler;
-use super::shared::{Counters, Life, Shared, service_histogram};
+use super::shared::{Counters, Leaving, Life, Shared, service_histogram};
 use super::victim_desk::VictimDesk;
 use crate::config::RegionConfig;
 use crate::engine::{Batch, Gate, Pages};
@@ -158,6 +158,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
         homeless: AtomicI64::new(0),
         suspects_missed: AtomicBool::new(false),
         service: Mutex::new(service_histogram()),
+        leaving: Leaving::by(evictors),
         life: Life::begin(),
     });
 

@@ -18,6 +18,9 @@ use crate::config::RegionConfig;
 use crate::engine::{Gate, Pages};
 use crate::kernel::{CallFailed, Filled, Poisoned, SigbusStandIn, TargetRange, Userfault, Wake};
 
+/// No page of an evictor is on its way out.
+pub(crate) const NOTHING_LEAVES: u64 = u64::MAX;
+
 /// Longest service time that is told apart, ns: a minute.
 const LONGEST_SERVICE_NS: u64 = 60_000_000_000;
 
@@ -116,7 +119,28 @@ pub(crate) struct Shared {
     pub(crate) sigbus: Mutex<SigbusStandIn>,
     /// Service times, ns; workers add theirs when they have nothing else to do.
     pub(crate) service: Mutex<Histogram<u64>>,
+    /// What evictors tell of their work.
+    pub(crate) leaving: Leaving,
     pub(crate) life: Life,
+}
+
+/// How long pages take to leave.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    /// Times of evictions that had to write, ns.
+    pub(crate) took: Mutex<Histogram<u64>>,
+    /// Of each evictor: since when the oldest of its evictions is under way, ns; [`NOTHING_LEAVES`].
+    pub(crate) since: Vec<AtomicU64>,
+}
+
+impl Leaving {
+    pub(crate) fn by(evictors: usize) -> Self {
+        let since = (0..evictors).map(|_| AtomicU64::new(NOTHING_LEAVES));
+        Self {
+            took: Mutex::new(service_histogram()),
+            since: since.collect(),
+        }
+    }
 }
 
 /// Since when a region is served, and whether it still is.
@@ -196,6 +220,16 @@ impl Shared {
     pub(crate) fn credits_came(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.ring_workers();
+        }
+    }
+
+    /// How long the oldest page that is leaving has been on its way, ns.
+    pub(crate) fn writeback_lag(&self) -> u64 {
+        let since = self.leaving.since.iter();
+        let oldest = since.map(|since| since.load(Ordering::Relaxed)).min();
+        match oldest {
+            None | Some(NOTHING_LEAVES) => 0,
+            Some(since) => self.now().saturating_sub(since),
         }
     }
 

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 use super::shared::Shared;
 use crate::page_table::PageState;
-use crate::stats::{FAULT_BUCKETS_US, RegionStats, STATS_VERSION};
+use crate::stats::{LATENCY_BUCKETS_US, RegionStats, STATS_VERSION};
 
 /// The figures as of now.
 pub(crate) fn take(shared: &Shared) -> RegionStats {
@@ -22,6 +22,10 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         .unwrap_or_else(PoisonError::into_inner);
     let us = |ns: u64| ns as f64 / 1000.0;
     let (fault_buckets, fault_sum_us) = buckets(&service);
+    let (writeback_buckets, writeback_sum_us) = {
+        let writeback = shared.leaving.took.lock();
+        buckets(&writeback.unwrap_or_else(PoisonError::into_inner))
+    };
     RegionStats {
         version: STATS_VERSION,
         name: shared.config.name.to_string(),
@@ -44,6 +48,9 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         fault_max_us: us(service.max()),
         fault_buckets,
         fault_sum_us,
+        writeback_lag_s: shared.writeback_lag() as f64 / 1e9,
+        writeback_buckets,
+        writeback_sum_us,
         resident: pages.count(PageState::Resident),
         peak_resident: pages.credits.peak_used(),
         remote: pages.count(PageState::Remote),
@@ -51,6 +58,7 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         leaving: pages.count(PageState::Leaving),
         never_written: pages.count(PageState::NeverWritten),
         lost: pages.count(PageState::Lost),
+        losses: get(&counters.lost),
         evictions: get(&counters.evictions),
         evictions_clean: get(&counters.evictions_clean),
         evictions_zero: get(&counters.evictions_zero),
@@ -68,11 +76,11 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
 
 /// How many took how long, and the sum in us.
 fn buckets(service: &Histogram<u64>) -> (Vec<u64>, f64) {
-    let mut counts = vec![0; FAULT_BUCKETS_US.len() + 1];
+    let mut counts = vec![0; LATENCY_BUCKETS_US.len() + 1];
     let mut sum_us = 0.0;
     for value in service.iter_recorded() {
         let us = value.value_iterated_to() as f64 / 1000.0;
-        let bucket = FAULT_BUCKETS_US.partition_point(|bound| f64::from(*bound) < us);
+        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| f64::from(*bound) < us);
         counts[bucket] += value.count_at_value();
         sum_us += us * value.count_at_value() as f64;
     }

@@ -176,9 +176,23 @@ impl Evictor {
 
     /// Frees the pages and the credits of a batch.
     pub(super) fn drain(&mut self, at: usize) {
-        let Working { batch, block, .. } = &mut self.batches[at];
+        let Working {
+            batch,
+            block,
+            since,
+            wrote,
+            ..
+        } = &mut self.batches[at];
         if let Some(block) = block.take() {
             self.blocks.push(block);
+        }
+        if *wrote {
+            let took = self.shared.now().saturating_sub(*since);
+            let times = self.shared.leaving.took.lock();
+            // A longer time than is told apart counts as the longest.
+            times
+                .unwrap_or_else(PoisonError::into_inner)
+                .saturating_record(took);
         }
         match &self.shared.parking[usize::from(batch.pipe())] {
             Parking::Pipe(place) => {
