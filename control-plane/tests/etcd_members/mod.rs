@@ -96,10 +96,6 @@ impl EtcdMembers {
         self.members.iter().map(url).collect()
     }
 
-    pub(crate) fn pid(&self, number: usize) -> u32 {
-        self.members[number].process.as_ref().expect("running").id()
-    }
-
     /// SIGKILL.
     pub(crate) fn kill(&mut self, number: usize) {
         let mut process = self.members[number].process.take().expect("running");
