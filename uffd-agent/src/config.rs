@@ -155,9 +155,10 @@ pub struct RegionConfig {
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
     /// Pages leave this machine sealed (encrypted and authenticated) with a key from this file; see
-    /// docs/sealing.md for how to make one. Default: they leave as they are. Costs about 2 us a page each way, 24
-    /// bytes a page, and twice the lanes' frames. A region stays what it was started as, and whoever takes it
-    /// over has to name the same file; without it nobody can read the region's pages any more.
+    /// docs/sealing.md for how to make one. Default: they leave as they are. Costs about 1 us a page each way
+    /// (`cargo xtask bench replicas`: `seal_us`, `open_us`), 24 bytes a page, and twice the lanes' frames. A region
+    /// stays what it was started as, and whoever takes it over has to name the same file; without it nobody can
+    /// read the region's pages any more.
     #[serde(default)]
     pub seal_key: Option<PathBuf>,
     /// What every lane is asked to be. At least 64 frames.

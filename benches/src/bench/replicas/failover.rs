@@ -1,10 +1,15 @@
 //! From a node's death to the read being answered by another replica.
 //!
-//! One node is killed (its peers see the connection end) or stopped (they see nothing) while single pages are
-//! read one after the other; the longest read after that is the figure. What a stopped node costs is taken
-//! over the time after which the transport itself gives a silent peer up; it is negative where a second
-//! replica was asked before. A burst of reads beside it, more than may be asked for twice in a row, says what
-//! waits for patience to end.
+//! The node that reads go to is killed (its peers see the connection end) or stopped (they see nothing) while pages
+//! are read; the longest read after that is the figure.
+//!
+//! ```text
+//!   killed    single pages           failover_visible_ms
+//!   stopped   runs of 16, fetched    failover_extra_ms: over the time after which the transport gives a silent peer
+//!             ahead                  up. Nobody else is asked before, so this is what getting over it takes.
+//!   stopped   single pages           failover_hedged_ms: another replica is asked long before that
+//!   stopped   48 pages at once       failover_burst_ms: more than may be asked for twice in a row
+//! ```
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +30,8 @@ pub(super) struct Parameters {
     after_ms: u64,
     /// Reads at once, where a burst is.
     burst: u32,
+    /// Pages of a run that is fetched ahead.
+    run: u16,
     region_bytes: u64,
     extent_bytes: u64,
 }
@@ -35,39 +42,61 @@ impl Default for Parameters {
             reads_before: 4_000,
             after_ms: 1_500,
             burst: 48,
+            run: 16,
             region_bytes: 32 << 20,
             extent_bytes: 4 << 20,
         }
     }
 }
 
+/// How a node ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    Stopped,
+}
+
+/// What is read meanwhile.
+#[derive(Clone, Copy)]
+enum Reads {
+    Pages(u32),
+    Run(u16),
+}
+
+impl Reads {
+    fn once(self, driver: &mut Driver, number: u32) -> Result<f64, Unmeasured> {
+        match self {
+            Self::Pages(count) => driver.reads(number, count),
+            Self::Run(pages) => driver.read_run(number, pages),
+        }
+    }
+}
+
 pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metric>, Unmeasured> {
     let detection_ms = f64::from(QueuePairConfig::default().response_timeout_ms);
-    let (mut visible, mut extra, mut bursts) = (vec![], vec![], vec![]);
-    for round in 0..setting.rounds {
-        visible.push(longest(setting, parameters, round, (true, 1))?);
-        extra.push(longest(setting, parameters, round, (false, 1))? - detection_ms);
-        bursts.push(longest(
-            setting,
-            parameters,
-            round,
-            (false, parameters.burst),
-        )?);
+    let (mut visible, mut extra, mut hedged, mut bursts) = (vec![], vec![], vec![], vec![]);
+    let take = |end, reads| longest(setting, parameters, end, reads);
+    for _ in 0..setting.rounds {
+        visible.push(take(End::Killed, Reads::Pages(1))?);
+        extra.push(take(End::Stopped, Reads::Run(parameters.run))? - detection_ms);
+        hedged.push(take(End::Stopped, Reads::Pages(1))?);
+        bursts.push(take(End::Stopped, Reads::Pages(parameters.burst))?);
     }
     Ok(vec![
         Metric::median("failover_visible_ms", visible, "ms"),
         Metric::median("failover_extra_ms", extra, "ms"),
+        Metric::median("failover_hedged_ms", hedged, "ms"),
         Metric::median("failover_burst_ms", bursts, "ms"),
         Metric::once("failover_detection_ms", detection_ms, "ms"),
     ])
 }
 
-/// The longest read after a death, or burst of reads, ms.
+/// The longest read after the end of the node that served the last one before it, ms.
 fn longest(
     setting: &Setting,
     parameters: &Parameters,
-    round: u32,
-    (kill, burst): (bool, u32),
+    end: End,
+    reads: Reads,
 ) -> Result<f64, Unmeasured> {
     let sizes = (parameters.region_bytes, parameters.extent_bytes);
     let mut nodes = nodes(setting, 2, 2 * parameters.region_bytes)?;
@@ -77,25 +106,28 @@ fn longest(
     for number in 0..parameters.reads_before {
         driver.read(number)?;
     }
-    let victim = nodes.swap_remove((round % 2) as usize);
+    // The one that answers sooner is asked.
+    let nearest = driver.served_by().map_or(0, usize::from);
+    let victim = nodes.swap_remove(nearest.min(nodes.len() - 1));
     let after = Duration::from_millis(parameters.after_ms);
     // The node ends beside the reads, so that one of them is under way.
     std::thread::scope(|scope| {
         let death = scope.spawn(move || {
             std::thread::sleep(Duration::from_millis(20));
-            if kill {
-                drop(victim);
-                Ok(None)
-            } else {
-                victim.stop().map(|()| Some(victim))
+            match end {
+                End::Killed => {
+                    drop(victim);
+                    Ok(None)
+                }
+                End::Stopped => victim.stop().map(|()| Some(victim)),
             }
         });
         let begun = Instant::now();
         let mut longest = 0.0_f64;
         let mut number = parameters.reads_before;
         while begun.elapsed() < after {
-            longest = longest.max(driver.reads(number, burst)?);
-            number += burst;
+            longest = longest.max(reads.once(&mut driver, number)?);
+            number += 1;
         }
         let ended = death.join();
         // A node that only sleeps is ended here.

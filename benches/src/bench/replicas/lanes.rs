@@ -22,8 +22,10 @@ pub(super) struct Parameters {
     run: u16,
     /// Runs in flight when writes saturate.
     in_flight: u32,
-    /// Pages written in each round, of each region.
+    /// Pages written at a stretch, before it is the other region's turn.
     pages: u32,
+    /// Such stretches in each round, of each region.
+    stretches: u32,
     /// Batches written alone in each round: four runs each.
     batches: u32,
     /// Pages read alone in each round.
@@ -39,7 +41,8 @@ impl Default for Parameters {
         Self {
             run: 16,
             in_flight: 16,
-            pages: 32 << 10,
+            pages: 8 << 10,
+            stretches: 24,
             batches: 500,
             reads: 8_000,
             region_bytes: 16 << 20,
@@ -170,6 +173,22 @@ impl Driver {
         }
         Ok(start.elapsed().as_secs_f64() * 1e6)
     }
+
+    /// Reads neighbouring pages, as they are fetched ahead, and waits for them; microseconds.
+    pub(super) fn read_run(&mut self, number: u32, run: u16) -> Result<f64, Unmeasured> {
+        let places = self.pages / u32::from(run);
+        let place = number.wrapping_mul(2_654_435_761) % places;
+        let start = Instant::now();
+        self.queue(Direction::Read, place * u32::from(run), run, 0)?;
+        self.lane.ring();
+        while self.answers()? == 0 {}
+        Ok(start.elapsed().as_secs_f64() * 1e6)
+    }
+
+    /// Which node of the region gave what was answered last.
+    pub(super) fn served_by(&self) -> Option<u16> {
+        self.done.last().and_then(|done| done.node)
+    }
 }
 
 pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metric>, Unmeasured> {
@@ -181,23 +200,29 @@ pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metr
     let mut ones = Driver::open(&one)?;
     let mut twos = Driver::open(&two)?;
     let Parameters { run, in_flight, .. } = *parameters;
-    let (mut over, mut rate, mut bytes) = (vec![], vec![], vec![]);
+    let (mut over, mut rate_one, mut rate, mut bytes) = (vec![], vec![], vec![], vec![]);
     let (mut alone, mut alone_us) = (vec![], vec![]);
     let (mut read, mut read_us) = (vec![], vec![]);
     // Once unmeasured: what is new is slow.
     ones.saturate(parameters.pages, run, in_flight)?;
     twos.saturate(parameters.pages, run, in_flight)?;
     for round in 0..setting.rounds {
-        let begun = wire_bytes();
-        let first = ones.saturate(parameters.pages, run, in_flight)?;
-        let between = wire_bytes();
-        let second = twos.saturate(parameters.pages, run, in_flight)?;
-        let ended = wire_bytes();
-        over.push(first / second);
-        rate.push(f64::from(parameters.pages) / second);
-        if let (Some(begun), Some(between), Some(ended)) = (begun, between, ended) {
-            bytes.push((ended - between) as f64 / (between - begun) as f64);
+        let mut stretches = Stretches::default();
+        for _ in 0..parameters.stretches {
+            stretches.add(
+                || ones.saturate(parameters.pages, run, in_flight),
+                || twos.saturate(parameters.pages, run, in_flight),
+            )?;
         }
+        let (first, second) = (median(stretches.first_s), median(stretches.second_s));
+        over.push(first / second);
+        rate_one.push(f64::from(parameters.pages) / first);
+        rate.push(f64::from(parameters.pages) / second);
+        bytes.extend(
+            stretches
+                .bytes
+                .map(|(first, second)| second as f64 / first as f64),
+        );
         let (mut first, mut second) = (vec![], vec![]);
         for number in 0..parameters.batches {
             let number = number + round * parameters.batches;
@@ -219,6 +244,7 @@ pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metr
     }
     Ok(vec![
         Metric::median("writeback_r2_over_r1", over, "ratio"),
+        Metric::median("writeback_r1_pages_per_s", rate_one, "1/s"),
         Metric::median("writeback_r2_pages_per_s", rate, "1/s"),
         Metric::median("writeback_latency_r2_over_r1", alone, "ratio"),
         Metric::median("writeback_r2_batch_p50_us", alone_us, "us"),
@@ -226,6 +252,34 @@ pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metr
         Metric::median("read_r2_over_r1", read, "ratio"),
         Metric::median("read_r2_p50_us", read_us, "us"),
     ])
+}
+
+/// Saturated writing in turns, so short that what else the machine does at a time meets both.
+#[derive(Default)]
+struct Stretches {
+    first_s: Vec<f64>,
+    second_s: Vec<f64>,
+    /// What both have sent; `None`: nobody counts.
+    bytes: Option<(u64, u64)>,
+}
+
+impl Stretches {
+    fn add(
+        &mut self,
+        first: impl FnOnce() -> Result<f64, Unmeasured>,
+        second: impl FnOnce() -> Result<f64, Unmeasured>,
+    ) -> Result<(), Unmeasured> {
+        let begun = wire_bytes();
+        self.first_s.push(first()?);
+        let between = wire_bytes();
+        self.second_s.push(second()?);
+        let ended = wire_bytes();
+        if let (Some(begun), Some(between), Some(ended)) = (begun, between, ended) {
+            let (first, second) = self.bytes.unwrap_or_default();
+            self.bytes = Some((first + between - begun, second + ended - between));
+        }
+        Ok(())
+    }
 }
 
 /// Bytes that all network interfaces of this machine have sent, as the kernel counts them.
