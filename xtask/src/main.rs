@@ -8,6 +8,7 @@ mod hygiene;
 mod install_client;
 mod layout;
 mod licences;
+mod soak;
 mod test;
 mod testbed;
 
@@ -29,6 +30,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Run all tests, those that need rxe devices or an older kernel in booted guests.
     Test(test::Arguments),
+    /// Kill, stop, cut off and slow down processes at random under a verifying workload.
+    Soak(soak::Arguments),
     /// Run one bench, in release.
     Bench(bench::Arguments),
     /// Check that each dependency's licence is one we can ship under.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Soak(arguments) => soak::run(&arguments),
         Task::Licences => licences::run(),
         Task::Hygiene => hygiene::run(),
         Task::Bench(arguments) => bench::run(&arguments),
