@@ -57,6 +57,9 @@ pub(super) fn build() -> Result<(), DemoError> {
             "--",
             "-C",
             "target-feature=+crt-static",
+            // It lies in the guest's RAM, twice while it is unpacked.
+            "-C",
+            "strip=symbols",
         ],
     )
 }
