@@ -2,6 +2,7 @@
 //! everything home. They have a lane of their own and take part in the game like any worker: what they do
 //! to a page they say in its word first.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use mycoram_fabric::pages::{
@@ -15,6 +16,7 @@ use twox_hash::XxHash3_64;
 
 use super::region::RegionError;
 use super::shared::{Fill, Shared, Standing};
+use super::victim_desk::VictimDesk;
 use crate::engine::{Content, Event, FaultStep};
 use crate::page_table::PageState;
 
@@ -245,8 +247,8 @@ fn write_run(
     Ok(())
 }
 
-/// Makes every page resident. The budget is lifted for it, and stays lifted when all are home.
-pub(crate) fn bring_home(shared: &Shared) -> Result<(), RegionError> {
+/// Makes every page resident. The budget is lifted for it and the desk closed, and both stays so when all are home.
+pub(crate) fn bring_home(shared: &Shared, desk: &Mutex<VictimDesk>) -> Result<(), RegionError> {
     let lost = shared.pages.count(PageState::Lost);
     if lost > 0 {
         return Err(RegionError::LostPages { pages: lost });
@@ -259,6 +261,9 @@ pub(crate) fn bring_home(shared: &Shared) -> Result<(), RegionError> {
         .credits
         .set_budget(2 * u64::from(all) + (1 << 16));
     shared.credits_came();
+    let desk = || desk.lock().unwrap_or_else(PoisonError::into_inner);
+    // One that saw the former budget may be about to choose pages that were already looked at here.
+    desk().close();
     let brought = Errand::new(shared).and_then(|mut errand| {
         while pass(&mut errand, all)? {
             std::thread::sleep(LOOK_AGAIN);
@@ -267,6 +272,7 @@ pub(crate) fn bring_home(shared: &Shared) -> Result<(), RegionError> {
     });
     if brought.is_err() {
         shared.pages.credits.set_budget(budget);
+        desk().open();
         shared.ring_evictors();
     }
     brought

@@ -417,7 +417,7 @@ impl Region {
     pub fn detach(&self) -> Result<(), RegionError> {
         self.alive()?;
         let _orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders::bring_home(&self.shared)?;
+        orders::bring_home(&self.shared, &self.desk)?;
         self.stop();
         self.finish();
         Ok(())

@@ -15,6 +15,8 @@ pub(crate) struct VictimDesk {
     news: Vec<AdmissionReceiver>,
     /// Where the next walk over the page table begins.
     hand: u32,
+    /// Nobody is to leave any more.
+    closed: bool,
 }
 
 impl VictimDesk {
@@ -23,7 +25,18 @@ impl VictimDesk {
             victims,
             news,
             hand: 0,
+            closed: false,
         }
+    }
+
+    /// From now on nobody is picked: whoever holds the desk sees every page that was picked before on its way
+    /// out. An evictor that found a reason to evict, and has not picked yet, finds nobody.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    pub(crate) fn open(&mut self) {
+        self.closed = false;
     }
 
     /// Hears all news; walks the table for pages whose news was dropped.
@@ -64,9 +77,12 @@ impl VictimDesk {
         self.walk(pages, pages.table.pages().get());
     }
 
-    /// Picks up to `count` victims.
+    /// Picks up to `count` victims; none while it is closed. The desk is held until they are marked as leaving.
     pub(crate) fn pick(&mut self, pages: &Pages, count: usize, out: &mut Vec<PageIndex>) {
         self.listen(pages);
+        if self.closed {
+            return;
+        }
         self.victims.pick(count, out);
         if out.is_empty() {
             self.walk(pages, WALK);
@@ -100,5 +116,38 @@ impl VictimDesk {
     /// so that neighbours would no longer leave together.
     pub(crate) fn share_of(budget: PageCount) -> PageCount {
         PageCount::new((budget.get() - budget.get() / 4).max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::VictimDesk;
+    use crate::config::VictimPolicy;
+    use crate::engine::{Credits, Pages};
+    use crate::page_table::PageTable;
+    use crate::policy::{Admission, AdmissionKind, admission_ring, victims_for};
+    use mycoram_fabric::units::{PageCount, PageIndex};
+
+    #[test]
+    fn while_it_is_closed_nobody_is_picked_and_nobody_is_forgotten() {
+        let all = PageCount::new(16);
+        let table = PageTable::anonymous(all).expect("memory");
+        let pages = Pages::new(table, Credits::new(16), 1);
+        let (mut sender, receiver) = admission_ring(16);
+        let mut desk = VictimDesk::new(victims_for(VictimPolicy::S3Fifo, all), vec![receiver]);
+        desk.close();
+        for page in 0..8 {
+            assert!(sender.push(Admission {
+                page: PageIndex::new(page),
+                kind: AdmissionKind::Asked,
+            }));
+        }
+        let mut picked = Vec::new();
+        desk.pick(&pages, 8, &mut picked);
+        assert_eq!(picked, []);
+        desk.open();
+        desk.pick(&pages, 8, &mut picked);
+        picked.sort_unstable();
+        assert_eq!(picked, (0..8).map(PageIndex::new).collect::<Vec<_>>());
     }
 }
