@@ -222,27 +222,15 @@ impl EtcdStore {
         next: State,
         mut operations: Vec<RequestOp>,
     ) -> Result<(), StoreError> {
-        let shared = Arc::clone(&self.shared);
-        let keys = &shared.keys;
-        operations.push(put(keys.state(), next.encode(), 0));
-        let holds = vec![
-            guarded(keys.leader(), guard),
-            stands(keys.state(), self.state),
-        ];
-        let looks = vec![range(keys.leader()), range(keys.state())];
-        let answer = shared.transact(WRITE, holds, operations, looks).await;
-        let answer = answer.map_err(failed)?;
-        if answer.succeeded {
-            self.state = next;
-            return Ok(());
-        }
-        let (leader, state) = leader_and_state(answer)?;
-        if state == next {
+        operations.push(put(self.shared.keys.state(), next.encode(), 0));
+        match self.attempt(WRITE, guard, operations).await? {
+            None => {}
             // It was done when it was first tried, and the answer did not arrive.
-            self.state = next;
-            return Ok(());
+            Some((_, state)) if state == next => {}
+            Some((leader, state)) => return Err(self.refused(guard, leader.as_ref(), state)),
         }
-        Err(self.refused(guard, leader.as_ref(), state))
+        self.state = next;
+        Ok(())
     }
 
     /// Writes without a new state. Also not after another state: one whose answer did not arrive may wait among
@@ -252,20 +240,32 @@ impl EtcdStore {
         guard: i64,
         operations: Vec<RequestOp>,
     ) -> Result<(), StoreError> {
-        let shared = Arc::clone(&self.shared);
-        let keys = &shared.keys;
+        match self.attempt(WRITE, guard, operations).await? {
+            None => Ok(()),
+            Some((leader, state)) => Err(self.refused(guard, leader.as_ref(), state)),
+        }
+    }
+
+    /// A transaction that etcd does only while `guard` leads and the state is what is known here. `None`: it was
+    /// done; else who leads instead, and the state there.
+    async fn attempt(
+        &self,
+        patience: Duration,
+        guard: i64,
+        operations: Vec<RequestOp>,
+    ) -> Result<Option<(Option<KeyValue>, State)>, StoreError> {
+        let keys = &self.shared.keys;
         let holds = vec![
             guarded(keys.leader(), guard),
             stands(keys.state(), self.state),
         ];
         let looks = vec![range(keys.leader()), range(keys.state())];
-        let answer = shared.transact(WRITE, holds, operations, looks).await;
-        let answer = answer.map_err(failed)?;
-        if answer.succeeded {
-            return Ok(());
+        let answer = self.shared.transact(patience, holds, operations, looks);
+        let answer = answer.await.map_err(failed)?;
+        match answer.succeeded {
+            true => Ok(None),
+            false => leader_and_state(answer).map(Some),
         }
-        let (leader, state) = leader_and_state(answer)?;
-        Err(self.refused(guard, leader.as_ref(), state))
     }
 
     fn refused(&mut self, guard: i64, leader: Option<&KeyValue>, state: State) -> StoreError {
@@ -487,21 +487,13 @@ impl Store for EtcdStore {
     fn confirm(&mut self, at: Revision) -> Result<(), StoreError> {
         let guard = self.guard_at(at)?;
         self.wait(async |store| {
-            let shared = Arc::clone(&store.shared);
-            let keys = &shared.keys;
-            let holds = vec![
-                guarded(keys.leader(), guard),
-                stands(keys.state(), store.state),
-            ];
             // Without a range etcd would answer out of one member's memory, which may be old.
+            let keys = &store.shared.keys;
             let looks = vec![range(keys.leader()), range(keys.state())];
-            let answer = shared.transact(READ, holds, looks.clone(), looks).await;
-            let answer = answer.map_err(failed)?;
-            if answer.succeeded {
-                return Ok(());
+            match store.attempt(READ, guard, looks).await? {
+                None => Ok(()),
+                Some((leader, state)) => Err(store.refused(guard, leader.as_ref(), state)),
             }
-            let (leader, state) = leader_and_state(answer)?;
-            Err(store.refused(guard, leader.as_ref(), state))
         })
     }
 
