@@ -206,6 +206,20 @@ impl TryFrom<proto::NodeEntry> for placement::NodeEntry {
     }
 }
 
+/// As owners need to know it: by its best transport.
+impl TryFrom<proto::NodeStatus> for placement::NodeEntry {
+    type Error = BadField;
+    fn try_from(node: proto::NodeStatus) -> Result<Self, BadField> {
+        Self::try_from(proto::NodeEntry {
+            node: node.node,
+            name: node.name,
+            address: node.addresses.into_iter().next(),
+            domain: node.domain,
+            incarnation: node.incarnation,
+        })
+    }
+}
+
 /// A node's number.
 pub(crate) fn node_id(number: u32) -> Result<NodeId, BadField> {
     let number = u16::try_from(number).map_err(|_| bad("node"))?;

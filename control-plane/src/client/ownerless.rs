@@ -27,11 +27,10 @@ use super::authority::ControlAuthority;
 use super::call::ControlClient;
 use super::error::ClientError;
 use super::lease::{LeaseError, RegionKey, RegionLease};
+use super::regions::FENCE_PATIENCE;
 use crate::proto;
 use crate::words::BadField;
 
-/// How long a former owner may take to be fenced: longer than a node's lease, so that one that is dead is down by then.
-const FENCE_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks how many replicas are missing.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -198,16 +197,8 @@ impl OwnerlessCheck<'_> {
 }
 
 fn nodes(client: &ControlClient) -> Result<Vec<NodeEntry>, OwnerlessError> {
-    let listed = client.list_nodes(proto::Nothing {})?.nodes.into_iter();
-    let entries = listed.map(|node| {
-        NodeEntry::try_from(proto::NodeEntry {
-            node: node.node,
-            name: node.name,
-            address: node.addresses.into_iter().next(),
-            domain: node.domain,
-            incarnation: node.incarnation,
-        })
-    });
+    let listed = client.list_nodes(proto::Nothing {})?.nodes;
+    let entries = listed.into_iter().map(NodeEntry::try_from);
     Ok(entries.collect::<Result<_, _>>()?)
 }
 

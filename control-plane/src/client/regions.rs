@@ -39,7 +39,7 @@ use crate::words::BadField;
 
 /// How long a former owner may take to be fenced: longer than a node's lease, so that one that is dead is
 /// down by then.
-const FENCE_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const FENCE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a call on a node's control channel may take.
 const CONTROL_CALL: Duration = Duration::from_secs(2);
@@ -117,15 +117,7 @@ impl ControlRegions {
             .transpose()?;
         let client = ControlClient::new(&Access::new(url.address.clone(), credentials))?;
         let listed = client.list_nodes(proto::Nothing {})?.nodes;
-        let entries = listed.into_iter().map(|node| {
-            NodeEntry::try_from(proto::NodeEntry {
-                node: node.node,
-                name: node.name,
-                address: node.addresses.into_iter().next(),
-                domain: node.domain,
-                incarnation: node.incarnation,
-            })
-        });
+        let entries = listed.into_iter().map(NodeEntry::try_from);
         let entries: Vec<NodeEntry> = entries.collect::<Result<_, _>>()?;
         if entries.is_empty() {
             return Err(OpenError::NoNodes {
