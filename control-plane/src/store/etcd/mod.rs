@@ -223,14 +223,25 @@ impl EtcdStore {
         mut operations: Vec<RequestOp>,
     ) -> Result<(), StoreError> {
         operations.push(put(self.shared.keys.state(), next.encode(), 0));
-        match self.attempt(WRITE, guard, operations).await? {
-            None => {}
+        match self.attempt(WRITE, guard, operations).await {
+            Ok(None) => {}
             // It was done when it was first tried, and the answer did not arrive.
-            Some((_, state)) if state == next => {}
-            Some((leader, state)) => return Err(self.refused(guard, leader.as_ref(), state)),
+            Ok(Some((_, state))) if state == next => {}
+            Ok(Some((leader, state))) => return Err(self.refused(guard, leader.as_ref(), state)),
+            // The one that first goes beyond the quota is done by etcd, which then answers that it has no room.
+            Err(StoreError::Full(_)) if self.is_at(next).await? => {}
+            Err(error) => return Err(error),
         }
         self.state = next;
         Ok(())
+    }
+
+    /// Whether that state is the one that stands, by a majority of the members.
+    async fn is_at(&self, state: State) -> Result<bool, StoreError> {
+        let found = self.shared.get(READ, self.shared.keys.state()).await;
+        let found = found.map_err(failed)?;
+        let found = found.map(|entry| State::decode(&entry.value)).transpose()?;
+        Ok(found == Some(state))
     }
 
     /// Writes without a new state. Also not after another state: one whose answer did not arrive may wait among
