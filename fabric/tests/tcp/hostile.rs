@@ -466,6 +466,27 @@ fn ten_thousand_requests_before_the_first_answer_is_read() {
     sender.join().expect("our own thread");
 }
 
+#[test]
+fn writes_are_answered_though_the_one_behind_them_never_ends() {
+    const BYTES: usize = 64 << 10;
+    let scene = Scene::new(TcpServerConfig::default());
+    for whole in 1..=20 {
+        let mut stream = scene.greeted();
+        let mut bytes = Vec::new();
+        for _ in 0..=whole {
+            bytes.extend(scene.request(FrameKind::Write, 0, BYTES).encode());
+            bytes.resize(bytes.len() + BYTES, whole as u8);
+        }
+        // In one go, so that the next one is there when the one before it is done.
+        stream
+            .write_all(&bytes[..bytes.len() - BYTES / 2])
+            .expect("taken");
+        for n in 0..whole {
+            assert_eq!(next_frame(&mut stream).addr.get(), n);
+        }
+    }
+}
+
 /// Stops in the middle of a WRITE, with the rest of its payload in hand.
 fn half_a_write(scene: &Scene) -> TcpStream {
     const BYTES: usize = 1 << 20;

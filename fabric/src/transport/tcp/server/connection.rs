@@ -11,6 +11,7 @@
 //! itself; the payload of a WRITE that did not come with its header is received straight into the pool.
 //! Parsing stops while the answers' ring is full, or while a READ that is not sent yet overlaps with a
 //! request that changes memory: so order is kept, and a peer that does not read holds up only itself.
+//! Answers without a payload wait, up to a bound, as long as the socket has more of the next WRITE.
 //!
 //! This module decides; the worker talks to the kernel.
 
@@ -31,6 +32,9 @@ use crate::wire::header::FrameError;
 
 /// Answers that a connection may owe its peer before it is read no further.
 const MAX_ANSWERS: usize = 256;
+/// WRITEs that are answered together at most: half of what an owner has under way when it saturates, so that
+/// it can go on meanwhile.
+const ANSWERS_AT_ONCE: usize = 8;
 /// Bytes that are received ahead of parsing: 512 requests.
 const INBOX_BYTES: usize = 32 << 10;
 /// WRITEs longer than this are received straight into the pool; shorter ones come with the requests
@@ -222,11 +226,21 @@ impl Connection {
             self.phase,
             Phase::Greeting | Phase::Open(_) | Phase::Draining
         );
-        if !sends || self.answers.is_empty() {
+        if !sends || self.answers.is_empty() || self.may_answer_later() {
             return false;
         }
         self.answers.fill(&mut self.send.message, SEND_BYTES);
         true
+    }
+
+    /// Whether what is owed says only that something is done, and the rest of another WRITE is in the socket: they
+    /// are answered together, because a send takes as long as the copy of some pages.
+    fn may_answer_later(&self) -> bool {
+        let receives = matches!(self.phase, Phase::Open(_)) && self.more;
+        receives
+            && self.arriving.is_some()
+            && self.answers.len() < ANSWERS_AT_ONCE
+            && self.owed().next().is_none()
     }
 
     /// Fills the message of where the next bytes go. False if none are wanted now.
@@ -459,3 +473,6 @@ impl Connection {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
