@@ -24,6 +24,22 @@ impl Placement {
     }
 }
 
+/// Puts the threads of this process whose names begin with `named` on `cpu`, wherever the others are.
+pub(crate) fn put_threads(named: &str, cpu: usize) -> std::io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        let thread = thread?;
+        let name = std::fs::read_to_string(thread.path().join("comm"))?;
+        if name.starts_with(named)
+            && let Some(id) = thread.file_name().to_str().and_then(|id| id.parse().ok())
+        {
+            sched_setaffinity(Pid::from_raw(id), &set)?;
+        }
+    }
+    Ok(())
+}
+
 /// Keeps the calling thread, and every thread and process that it starts from now on, on `cpu`.
 pub(crate) fn pin(cpu: Option<usize>) -> nix::Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };

@@ -22,6 +22,8 @@ use crate::units::{PageCount, PageIndex};
 
 /// Most pages in one request: 16 (64 KiB).
 pub const MAX_RUN_PAGES: u16 = 16;
+/// Pages of a huge page: 512 (2 MiB).
+pub const HUGE_PAGES: u32 = 512;
 
 /// What a lane is asked to be.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +32,9 @@ pub struct LaneConfig {
     pub frames: u32,
     /// Most page requests in flight on each queue pair. Default 128.
     pub depth: u32,
+    /// Huge pages of frames beside these, [`HUGE_PAGES`] frames each, whose memory may be moved away: see
+    /// [`PageLane::stage`]. Default 0. A device does not let its memory go, so a lane may have fewer.
+    pub stages: u32,
     /// How long a node that does not answer is tried again (reconnects included), ms, before its pages
     /// count as lost. Default 3000. Faults on its pages wait that long at most. A node whose process
     /// is known to have died (refused connection, new incarnation) is not waited for.
@@ -41,6 +46,7 @@ impl Default for LaneConfig {
         Self {
             frames: 256,
             depth: 128,
+            stages: 0,
             node_deadline_ms: 3000,
         }
     }
@@ -348,6 +354,14 @@ pub trait RemoteRegion: Send + Sync {
 pub trait PageLane: Send {
     /// The frames' bytes.
     fn frames(&self) -> &Arc<Mapping>;
+
+    /// First frame of a stage, a huge page of frames that starts where a huge page can. Its memory is the
+    /// caller's to populate, and to move elsewhere while no request uses it; what is not there comes with its
+    /// first use. `None`: the lane has not so many.
+    fn stage(&self, number: u32) -> Option<FrameIndex> {
+        let _ = number;
+        None
+    }
 
     /// How many more requests [`Self::queue`] would take.
     fn free_slots(&self) -> usize;

@@ -68,6 +68,7 @@ fn lane_config() -> LaneConfig {
         frames: FRAMES,
         depth: 8,
         node_deadline_ms: 2000,
+        ..LaneConfig::default()
     }
 }
 

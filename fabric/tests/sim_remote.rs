@@ -158,6 +158,7 @@ fn lane_config(weather: Weather) -> LaneConfig {
         frames: FRAMES,
         depth: 8,
         node_deadline_ms: weather.deadline_ms(),
+        ..LaneConfig::default()
     }
 }
 

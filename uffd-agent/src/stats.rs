@@ -96,6 +96,12 @@ pub struct RegionStats {
     pub prefetch_issued: u64,
     /// Pages fetched ahead that were asked for while on their way.
     pub prefetch_used: u64,
+    /// Huge pages (512 pages) that came as one.
+    #[serde(default)]
+    pub huge_in: u64,
+    /// Huge pages that left as one.
+    #[serde(default)]
+    pub huge_out: u64,
     /// Pages discarded by the target.
     pub discarded: u64,
     /// Pages whose checksum was wrong at first reading.

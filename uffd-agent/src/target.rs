@@ -92,7 +92,8 @@ pub struct PrivateTarget {
     /// A userfaultfd of this process, `O_NONBLOCK`, and nothing else done to it.
     pub uffd: OwnedFd,
     /// Where the memory starts, whole pages: one private anonymous mapping that was never touched, readable
-    /// and writable, kept from children (`MADV_DONTFORK`) and without huge pages (`MADV_NOHUGEPAGE`).
+    /// and writable, kept from children (`MADV_DONTFORK`) and without huge pages (`MADV_NOHUGEPAGE`): the agent allows them
+    /// where it has a use for them.
     pub base: u64,
     /// How long it is, whole pages.
     pub bytes: ByteCount,

@@ -1,5 +1,10 @@
 //! `scan`: reading a region in order, most of it remote, over the transport's own bandwidth for 64 KiB READs
-//! between the same two processes' processors. Where the rest of the time goes stands beside it.
+//! between the same two processors. Where the rest of the time goes stands beside it.
+//!
+//! ```text
+//!   one processor     the program, its fault worker, and who reads for the bandwidth
+//!   the other one     the memory node, and the program's evictor, which works in the background
+//! ```
 
 use serde::Serialize;
 
@@ -19,12 +24,14 @@ const WIRE_BYTES: u64 = 128 << 20;
 pub(crate) struct Parameters {
     #[serde(flatten)]
     setting: Setting,
+    evictor_cpu: Option<usize>,
     wire_read_bytes: u32,
     wire_depths: [u32; 3],
 }
 
 pub(crate) fn parameters(setting: Setting) -> Parameters {
     Parameters {
+        evictor_cpu: setting.placement.node_cpu,
         setting,
         wire_read_bytes: 64 << 10,
         wire_depths: DEPTHS,
@@ -43,6 +50,9 @@ pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
         kind: MemoryKind::Far(setting.place(&[node.control()], setting.local_bytes)),
         bytes: setting.region_bytes,
     })?;
+    if let Some(cpu) = setting.placement.node_cpu {
+        program.order(&Order::PutEvictors { cpu })?;
+    }
     program.order(&Order::Fill)?;
     program.order(&Order::Scan)?;
     let place = WirePlace {

@@ -10,6 +10,7 @@ use super::memory::{Memory, MemoryKind};
 use super::touch::{self, Touched};
 use crate::cpu_time::{self, ThreadTime};
 use crate::floor::{self, Waiting};
+use crate::placement;
 use crate::wire::{self, WirePlace};
 
 /// One order.
@@ -20,6 +21,8 @@ pub(crate) enum Order {
     Map { kind: MemoryKind, bytes: usize },
     /// Unmaps it.
     Unmap,
+    /// Puts the memory's evictors on a processor.
+    PutEvictors { cpu: usize },
     /// Writes every page, in order, with its number and bytes that do not repeat.
     Fill,
     /// Touches `count` pages in random order (no page twice before all were touched once); a part of them with
@@ -143,6 +146,11 @@ impl Worker {
             Order::Unmap => {
                 let start = Instant::now();
                 self.memory = None;
+                Ok(timed(start, 0))
+            }
+            Order::PutEvictors { cpu } => {
+                let start = Instant::now();
+                placement::put_threads("myco-evict", cpu).map_err(|error| in_words(&error))?;
                 Ok(timed(start, 0))
             }
             Order::Fill => self.touching(touch::fill),

@@ -14,10 +14,13 @@ use crate::pages::{Pages, refused};
 /// at full speed.
 const PLACES: usize = 16;
 
+/// Huge pages that can be on their way out at once.
+const HALLS: u32 = 2;
+
 /// Rooms for private memory, where the kernel can move pages.
 pub(super) fn rooms() -> Result<Option<ParkingRooms>, MapError> {
     let slots = PageCount::new(PLACES as u32 * u32::from(SLOTS_PER_PIPE));
-    match ParkingRooms::new(slots) {
+    match ParkingRooms::new(HALLS, slots) {
         Ok(rooms) => Ok(Some(rooms)),
         Err(RoomsError::Unsupported) => {
             tracing::info!("{}", mycoram_agent::kernel::Feature::Move.without_it());

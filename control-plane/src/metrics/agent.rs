@@ -71,7 +71,7 @@ const GAUGES: [(&str, &str, &str, Option<Unit>, Split); 4] = [
 ];
 
 /// What only goes up.
-const COUNTERS: [(&str, &str, &str, Split); 7] = [
+const COUNTERS: [(&str, &str, &str, Split); 8] = [
     (
         "agent_faults",
         "Faults that were served, by whether a page had to be read",
@@ -96,6 +96,12 @@ const COUNTERS: [(&str, &str, &str, Split); 7] = [
         "Pages that were fetched ahead, and those of them that were asked for while on their way",
         "kind",
         |s| vec![("issued", s.prefetch_issued), ("used", s.prefetch_used)],
+    ),
+    (
+        "agent_huge_pages",
+        "Huge pages of 2 MiB that came, and left, as one",
+        "direction",
+        |s| vec![("in", s.huge_in), ("out", s.huge_out)],
     ),
     (
         "agent_moved_bytes",

@@ -9,20 +9,20 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::bell::Bell;
-use super::frames::Frames;
+use super::frames::{Frames, Layout};
 use super::link::{Cause, Death, NodeLink, Trouble};
 use super::queue::{Fill, LANDINGS, LaneQueue, LinkState, QueueConfig};
 use super::redial::{ByWatches, Inline, Job, Outcome, Redial};
 use super::region::Shared;
 use super::waits::LanePost;
 use crate::pages::{
-    Direction, LaneConfig, LaneError, LaneFull, MAX_RUN_PAGES, PageDone, PageError, PageLane,
-    PageRequest,
+    Direction, FrameIndex, LaneConfig, LaneError, LaneFull, MAX_RUN_PAGES, PageDone, PageError,
+    PageLane, PageRequest,
 };
 use crate::placement;
 use crate::transport::{
     Armed, Completion, LocalMemory, MAX_QUEUE_DEPTH, Mapping, PostError, QueuePair,
-    QueuePairConfig, Ticket, WorkRequest,
+    QueuePairConfig, Ticket, TransportKind, WorkRequest,
 };
 use crate::units::{ExtentIndex, PAGE_BYTES, PageIndex};
 
@@ -100,9 +100,18 @@ impl Lane {
         };
         let replicated = shared.region.replicas > 1;
         let landings = if replicated { LANDINGS } else { 0 };
-        let memory = shared
-            .frames
-            .take((frames + landings) as usize * PAGE_BYTES)?;
+        // Memory that a device knows stays where it is.
+        let movable = |link: &Arc<NodeLink>| link.transport.kind() == TransportKind::Tcp;
+        let stages = match snapshot.links.iter().all(movable) {
+            true => config.stages,
+            false => 0,
+        };
+        let layout = Layout {
+            frames,
+            stages,
+            landings,
+        };
+        let memory = shared.frames.take(layout)?;
         let redial: Box<dyn Redial> = match bell {
             Some(bell) => Box::new(ByWatches::new(bell)),
             None => Box::new(Inline::new(Arc::clone(&shared.options.clock))),
@@ -111,7 +120,7 @@ impl Lane {
             Arc::clone(&snapshot.homes),
             QueueConfig {
                 pages: shared.pages(),
-                frames,
+                frames: layout.usable(),
                 requests,
                 deadline_ms,
                 replicated,
@@ -435,6 +444,10 @@ impl Timer {
 impl PageLane for Lane {
     fn frames(&self) -> &Arc<Mapping> {
         self.frames.mapping()
+    }
+
+    fn stage(&self, number: u32) -> Option<FrameIndex> {
+        self.frames.layout().stage(number).map(FrameIndex)
     }
 
     fn free_slots(&self) -> usize {

@@ -66,6 +66,24 @@ impl Mapping {
         Self::private(bytes, MapFlags::MAP_NORESERVE)
     }
 
+    /// As [`Self::reserved`], at an address that is a multiple of `align`, a power of two and whole pages.
+    pub fn reserved_at(align: usize, bytes: usize) -> Result<Self, MappingError> {
+        let mut room = Self::reserved(bytes + align)?;
+        let start = room.as_ptr();
+        let before = start.align_offset(align);
+        let end = (before + bytes).next_multiple_of(4096);
+        for (at, spare) in [(0, before), (end, bytes + align - end)] {
+            if spare > 0 {
+                // SAFETY: within the room, outside of what is kept, and handed to nobody yet.
+                let _ = unsafe { munmap(room.start.add(at).cast(), spare) };
+            }
+        }
+        // SAFETY: `before` is less than `align`, so it lies within the room.
+        room.start = unsafe { room.start.add(before) };
+        room.bytes = bytes;
+        Ok(room)
+    }
+
     fn private(bytes: usize, flags: MapFlags) -> Result<Self, MappingError> {
         let length = NonZeroUsize::new(bytes).ok_or(MappingError::Empty)?;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.

@@ -8,6 +8,7 @@
 //!   memory_file    the file behind a region: punch, holes, resident bytes
 //!   parking        a pipe that holds references to physical pages while they leave
 //!   rooms          private memory into which a process's own pages are moved while they leave
+//!   huge_pages     of this process: allowed, looked for
 //!   sigbus         what stands in for poison on kernels before 6.6
 //!   pidfd          processes: take a descriptor over, learn of their end
 //!   lock           the agent's own memory: locked, without huge pages
@@ -22,6 +23,7 @@
 mod abi;
 mod call;
 mod events;
+mod huge_pages;
 mod lock;
 mod memory_file;
 mod opening;
@@ -35,6 +37,7 @@ mod userfault;
 
 pub use call::CallFailed;
 pub use events::{EventReader, ReadEventsError, TargetEvent};
+pub(crate) use huge_pages::{allow_huge_pages, is_one_huge_page, renew};
 pub use lock::{MemoryLock, forbid_huge_pages, lock_process, shmem_huge_pages};
 pub use memory_file::{Extents, MemoryFile, MemoryFileError, MemoryFileKind, ResidentExtent};
 pub use opening::{OpenUserfaultError, UserfaultDevice};

@@ -9,9 +9,13 @@
 //! giving pages of them back must not be told to a region's fault workers. Nobody reads that descriptor:
 //! a slot is touched only after a page was moved there. A page that is pinned does not move, so nothing
 //! that is still being written (by direct IO, a device, a ring) ever leaves.
+//!
+//! The first slots are halls, [`HUGE_PAGES`] each: a huge page that is moved into a hall as a whole moves by one
+//! entry of the kernel's page tables, and goes back to the kernel as one.
 
 use std::sync::Arc;
 
+use mycoram_fabric::pages::HUGE_PAGES;
 use mycoram_fabric::transport::{Mapping, MappingError};
 use mycoram_fabric::units::{PAGE_BYTES, PageCount};
 use nix::errno::Errno;
@@ -52,19 +56,22 @@ pub struct ParkingRooms {
     userfault: Userfault,
     memory: Arc<Mapping>,
     slots: PageCount,
+    halls: u32,
 }
 
 impl ParkingRooms {
-    /// Rooms with this many slots, for pages of the calling process. They take memory only while pages
-    /// are in them.
-    pub fn new(slots: PageCount) -> Result<Self, RoomsError> {
+    /// Rooms with `halls` times [`HUGE_PAGES`] slots and `slots` more, for pages of the calling process. They take
+    /// memory only while pages are in them.
+    pub fn new(halls: u32, slots: PageCount) -> Result<Self, RoomsError> {
+        let slots = PageCount::new(halls * HUGE_PAGES + slots.get());
         let userfault = Userfault::new_in_this_process()?;
         match userfault.handshake(FeatureSet::of(&[Feature::Move])) {
             Ok(_) => {}
             Err(HandshakeError::Unsupported { .. }) => return Err(RoomsError::Unsupported),
             Err(error) => return Err(RoomsError::Handshake(error)),
         }
-        let memory = Mapping::reserved(slots.bytes().as_usize())?;
+        let align = HUGE_PAGES as usize * PAGE_BYTES;
+        let memory = Mapping::reserved_at(align, slots.bytes().as_usize())?;
         for advice in [
             MmapAdvise::MADV_NOHUGEPAGE,
             MmapAdvise::MADV_DONTFORK,
@@ -83,6 +90,7 @@ impl ParkingRooms {
             userfault,
             memory: Arc::new(memory),
             slots,
+            halls,
         };
         if let Some(all) = rooms.range(0, slots.get()) {
             rooms.userfault.register(all, Watch::Missing)?;
@@ -90,7 +98,13 @@ impl ParkingRooms {
         Ok(rooms)
     }
 
-    /// How many slots there are.
+    /// How many huge pages the first slots have room for.
+    #[must_use]
+    pub fn halls(&self) -> u32 {
+        self.halls
+    }
+
+    /// How many slots there are, those of halls included.
     #[must_use]
     pub fn slots(&self) -> PageCount {
         self.slots

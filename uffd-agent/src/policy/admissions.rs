@@ -22,15 +22,18 @@ pub enum AdmissionKind {
     Discarded,
     /// The target will not need it soon.
     NotSoon,
+    /// Became resident with all others of the huge page that it is the first of.
+    Huge,
 }
 
 impl AdmissionKind {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Asked,
         Self::Ahead,
         Self::Again,
         Self::Discarded,
         Self::NotSoon,
+        Self::Huge,
     ];
 }
 

@@ -15,6 +15,7 @@
 //! (a page that is picked may have left meanwhile; a page that is to be fetched may be there).
 
 mod admissions;
+mod huge;
 mod index;
 mod prefetch;
 mod streams;
@@ -23,6 +24,7 @@ mod victims;
 pub use admissions::{
     Admission, AdmissionKind, AdmissionReceiver, AdmissionSender, admission_ring,
 };
+pub use huge::HugeMap;
 pub use prefetch::{FaultKind, FetchRun, MAX_ADVISED_RANGES, NoPrefetch, Prefetch, prefetch_for};
 pub use streams::{StreamPrefetch, Strides};
 pub use victims::{Fifo, RandomVictims, S3Fifo, Victims, victims_for};

@@ -1,7 +1,10 @@
 //! What is fetched before it is asked for: the trait, and the choice of a policy.
 
+use std::sync::Arc;
+
 use mycoram_fabric::units::{PageCount, PageIndex};
 
+use super::huge::HugeMap;
 use super::streams::{StreamPrefetch, Strides};
 use crate::config::{Advice, PrefetchPolicy};
 
@@ -15,9 +18,11 @@ pub enum FaultKind {
     Missing,
     /// A page that was fetched ahead, and is on its way or held: the prefetch was right, and just in time.
     FetchedAhead,
+    /// The first page of a huge page, which is fetched as one because what is before it was in use.
+    Huge,
 }
 
-/// A run of pages to fetch, at most [`mycoram_fabric::pages::MAX_RUN_PAGES`].
+/// A run of pages to fetch: at most [`mycoram_fabric::pages::MAX_RUN_PAGES`], or a huge page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FetchRun {
     /// Lowest page.
@@ -49,14 +54,24 @@ pub trait Prefetch: Send {
 }
 
 /// The policy that a configuration asks for, for a region of `region` pages, with up to `window` pages ahead
-/// of each stream.
+/// of each stream. With `huge` it names huge pages, where they are whole, to a stream that has proved long.
 #[must_use]
-pub fn prefetch_for(policy: PrefetchPolicy, region: PageCount, window: u32) -> Box<dyn Prefetch> {
-    match policy {
-        PrefetchPolicy::Off => Box::new(NoPrefetch),
-        PrefetchPolicy::Sequential => Box::new(StreamPrefetch::new(region, window, Strides::One)),
-        PrefetchPolicy::Stride => Box::new(StreamPrefetch::new(region, window, Strides::Any)),
-    }
+pub fn prefetch_for(
+    policy: PrefetchPolicy,
+    region: PageCount,
+    window: u32,
+    huge: Option<Arc<HugeMap>>,
+) -> Box<dyn Prefetch> {
+    let strides = match policy {
+        PrefetchPolicy::Off => return Box::new(NoPrefetch),
+        PrefetchPolicy::Sequential => Strides::One,
+        PrefetchPolicy::Stride => Strides::Any,
+    };
+    let streams = StreamPrefetch::new(region, window, strides);
+    Box::new(match huge {
+        Some(huge) => streams.with_huge_pages(huge),
+        None => streams,
+    })
 }
 
 /// Fetches nothing ahead.

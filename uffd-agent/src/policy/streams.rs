@@ -11,13 +11,20 @@
 //!     and what is behind the page is asked for again
 //! ```
 //!
+//! A stream of neighbours whose window has grown to its limit goes on by huge pages where they are whole: the
+//! next ones are fetched, each is given to the target when its first page is asked for, and that fault
+//! is how the stream is heard of.
+//!
 //! Random accesses are never at equal distances often enough, so they fetch nothing. When streams turn out
 //! to end right after they were believed in (short runs at random places), more faults are
 //! needed before the next one is believed in.
 
-use mycoram_fabric::pages::MAX_RUN_PAGES;
+use std::sync::Arc;
+
+use mycoram_fabric::pages::{HUGE_PAGES, MAX_RUN_PAGES};
 use mycoram_fabric::units::{PageCount, PageIndex};
 
+use super::huge::HugeMap;
 use super::prefetch::{FaultKind, FetchRun, MAX_ADVISED_RANGES, Prefetch};
 use crate::config::Advice;
 
@@ -35,6 +42,9 @@ const LEAST_FAULTS: u8 = 3;
 const MOST_FAULTS: u8 = 8;
 /// Pages fetched when a stream is new.
 const FIRST_WINDOW: u32 = 4;
+
+/// Huge pages that are fetched ahead of the one that was asked for: 2.
+const HUGE_AHEAD: i64 = 2;
 
 /// Below this a window does not shrink: one run.
 const LEAST_WINDOW: u32 = MAX_RUN_PAGES as u32;
@@ -108,6 +118,7 @@ pub struct StreamPrefetch {
     region: PageCount,
     limit: u32,
     strides: Strides,
+    huge: Option<Arc<HugeMap>>,
     streams: Vec<Stream>,
     history: [Option<PageIndex>; HISTORY],
     history_at: usize,
@@ -125,6 +136,7 @@ impl StreamPrefetch {
             region,
             limit,
             strides,
+            huge: None,
             streams: Vec::with_capacity(STREAMS),
             history: [None; HISTORY],
             history_at: 0,
@@ -133,6 +145,13 @@ impl StreamPrefetch {
             advised: Vec::with_capacity(MAX_ADVISED_RANGES),
             backlog: Vec::with_capacity(MAX_ADVISED_RANGES),
         }
+    }
+
+    /// Long streams are fetched by huge pages, where these are whole.
+    #[must_use]
+    pub fn with_huge_pages(mut self, huge: Arc<HugeMap>) -> Self {
+        self.huge = Some(huge);
+        self
     }
 
     fn advice_for(&self, page: PageIndex) -> Advice {
@@ -256,9 +275,46 @@ impl StreamPrefetch {
         }
     }
 
+    /// How many pages are left, from the frontier on, before a whole huge page begins; `None` if this stream does
+    /// not go by huge pages, or the next one is not whole.
+    fn pages_to_huge(&self, stream: &Stream) -> Option<i64> {
+        let huge = self.huge.as_ref()?;
+        if stream.stride.abs() != 1 || !stream.proved || stream.window < self.limit {
+            return None;
+        }
+        let size = i64::from(HUGE_PAGES);
+        let left = match stream.stride > 0 {
+            true => (-stream.frontier).rem_euclid(size),
+            false => (stream.frontier + 1).rem_euclid(size),
+        };
+        let next = u32::try_from(stream.frontier + stream.stride * left).ok()?;
+        huge.is_whole(PageIndex::new(next)).then_some(left)
+    }
+
+    /// Fetches huge pages from the frontier on.
+    fn fetch_huge(&mut self, at: usize, out: &mut Vec<FetchRun>) {
+        let size = i64::from(HUGE_PAGES);
+        while out.len() < out.capacity()
+            && self.pages_to_huge(&self.streams[at]) == Some(0)
+            && let stream = &mut self.streams[at]
+            && let ahead = stream.frontier / size - i64::from(stream.last.get()) / size
+            && ahead.abs() <= HUGE_AHEAD
+        {
+            let first = stream.frontier / size * size;
+            let asked_first = if stream.stride > 0 { 0 } else { size - 1 };
+            out.push(FetchRun {
+                page: PageIndex::new(first as u32),
+                pages: size as u16,
+                held: Some(asked_first as u16),
+            });
+            stream.frontier += stream.stride * size;
+        }
+    }
+
     /// Fetches from the frontier to the end of the window, once half of it is used up.
     fn fetch_ahead(&mut self, at: usize, out: &mut Vec<FetchRun>) {
         let region = i64::from(self.region.get());
+        let before_huge = self.pages_to_huge(&self.streams[at]);
         let stream = &mut self.streams[at];
         if !stream.is_half_used() {
             return;
@@ -272,6 +328,9 @@ impl StreamPrefetch {
         // No more than there is room to say.
         let room = (out.capacity() - out.len()) as i64 * run_pages;
         let mut left = (window - stream.pages_ahead()).min(room);
+        if let Some(most) = before_huge {
+            left = left.min(most);
+        }
         // The page in the middle of what is ahead then: half a window is left when it is asked for.
         let ahead = stream.pages_ahead() + left;
         let middle = stream.frontier + stream.stride * (left - 1 - ahead / 2).max(0);
@@ -313,9 +372,21 @@ impl Prefetch for StreamPrefetch {
         if advice == Advice::Random {
             return;
         }
+        if kind == FaultKind::Huge {
+            let at = self.stream_of(page);
+            let at = at.filter(|at| self.streams[*at].stride == 1);
+            let at = at.unwrap_or_else(|| self.believe(page, 1, self.limit));
+            let stream = &mut self.streams[at];
+            stream.last = page;
+            stream.frontier = i64::from(page.get()) + i64::from(HUGE_PAGES);
+            (stream.heard, stream.window, stream.proved) = (self.faults, self.limit, true);
+            self.fetch_huge(at, out);
+            return;
+        }
         if let Some(at) = self.stream_of(page) {
             self.go_on(at, page, kind);
             self.fetch_ahead(at, out);
+            self.fetch_huge(at, out);
             return;
         }
         let at = if advice == Advice::Sequential {

@@ -298,6 +298,8 @@ impl Victims for S3Fifo {
                     self.put(news.page, Place::First);
                 }
             }
+            // They leave as they came, before this is asked.
+            AdmissionKind::Huge => {}
         }
     }
 
@@ -370,7 +372,7 @@ impl Victims for Fifo {
                     self.queue.forget_one();
                 }
             }
-            AdmissionKind::NotSoon => {}
+            AdmissionKind::NotSoon | AdmissionKind::Huge => {}
         }
     }
 
@@ -438,7 +440,7 @@ impl Victims for RandomVictims {
                 }
             }
             AdmissionKind::Discarded => self.remove(news.page),
-            AdmissionKind::NotSoon => {}
+            AdmissionKind::NotSoon | AdmissionKind::Huge => {}
         }
     }
 

@@ -8,8 +8,9 @@
 //!
 //! It owns a part of the places where pages wait while they leave, a lane, and its frames in blocks of such
 //! a place's size. It never waits for one batch while another one could go on. How a page leaves depends on
-//! the memory behind the region: see `leaving`.
+//! the memory behind the region: see `leaving`. Huge pages leave as one, as `halls` says.
 
+mod halls;
 mod leaving;
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -22,6 +23,8 @@ use mycoram_fabric::pages::{
 use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 
+pub(crate) use self::halls::PARTS as HALL_PARTS;
+use self::halls::{Hall, PARTS};
 use super::direct_io::DirectIo;
 use super::parking::Parking;
 use super::shared::{Fill, NOTHING_LEAVES, Shared, Standing};
@@ -46,6 +49,8 @@ struct Working {
     since: u64,
     /// Some of its pages had to be written.
     wrote: bool,
+    /// It is part of a hall, and waits for the others of it to be emptied together.
+    left: bool,
 }
 
 /// See the module.
@@ -57,6 +62,7 @@ pub(crate) struct Evictor {
     lane: Box<dyn PageLane>,
     desk: Arc<Mutex<VictimDesk>>,
     batches: Vec<Working>,
+    halls: Vec<Hall>,
     blocks: Vec<FrameIndex>,
     scratch: ParkingPipe,
     direct_io: DirectIo,
@@ -79,6 +85,8 @@ pub(crate) struct EvictorParts {
     pub(crate) desk: Arc<Mutex<VictimDesk>>,
     /// One for each of its pipes; those of a dead predecessor hold pages already.
     pub(crate) batches: Vec<Batch>,
+    /// How many of its pipes are parts of halls: the first ones.
+    pub(crate) in_halls: usize,
     pub(crate) scratch: ParkingPipe,
 }
 
@@ -109,8 +117,10 @@ impl Evictor {
                     unplaced: false,
                     since: now,
                     wrote: false,
+                    left: false,
                 })
                 .collect(),
+            halls: Hall::all_of(parts.in_halls),
             blocks: (0..blocks).map(|b| FrameIndex(b * block)).collect(),
             scratch: parts.scratch,
             direct_io,
@@ -134,8 +144,8 @@ impl Evictor {
             self.lane.ring();
             self.tell_oldest();
             self.nobody = false;
-            if self.shared.wants_eviction() && self.batches.iter().any(|w| w.batch.is_idle()) {
-                let started = self.start();
+            if self.shared.wants_eviction() && self.has_idle() {
+                let started = self.start_huge() || self.start();
                 self.nobody = !started;
                 busy |= started;
                 self.tell_oldest();
@@ -153,10 +163,28 @@ impl Evictor {
         self.shared.leaving.since[self.index].store(oldest, Ordering::Relaxed);
     }
 
+    /// Batches of single pages.
+    fn singles(&self) -> std::ops::RangeFrom<usize> {
+        self.halls.len() * PARTS..
+    }
+
+    /// Whether something more can be begun.
+    fn has_idle(&self) -> bool {
+        self.batches[self.singles()]
+            .iter()
+            .any(|w| w.batch.is_idle())
+            || self.halls.iter().any(|hall| self.is_empty(*hall))
+    }
+
     /// Chooses victims for as many idle batches as are needed. False: nobody may leave now.
     fn start(&mut self) -> bool {
         let (size, now) = (self.shared.eviction_size(), self.shared.now());
-        let idle = self.batches.iter().filter(|w| w.batch.is_idle()).count();
+        let singles = self.singles();
+        let idle = self.batches[singles.clone()].iter();
+        let idle = idle.filter(|w| w.batch.is_idle()).count();
+        if idle == 0 {
+            return false;
+        }
         let wanted = usize::try_from(self.shared.eviction_need()).unwrap_or(0);
         let wanted = wanted.clamp(size, size * idle);
         let desk = Arc::clone(&self.desk);
@@ -172,7 +200,8 @@ impl Evictor {
             .batches
             .iter()
             .any(|w| w.unplaced && !w.batch.is_idle());
-        for working in self.batches.iter_mut().filter(|w| w.batch.is_idle()) {
+        let singles = self.batches[singles].iter_mut();
+        for working in singles.filter(|w| w.batch.is_idle()) {
             let batch = &mut working.batch;
             (working.unplaced, working.wrote) = (false, false);
             working.since = now;
@@ -234,7 +263,11 @@ impl Evictor {
                     }
                 }
                 BatchStep::Home(run) => self.bring_home(at, run.slot),
-                BatchStep::Drain => self.drain(at),
+                BatchStep::Drain => {
+                    if !self.leave(at) {
+                        return any;
+                    }
+                }
             }
             any = true;
         }
@@ -349,7 +382,7 @@ impl Evictor {
         let bell = &self.shared.evictor_bells[self.index];
         bell.lie_down();
         let now = self.shared.now();
-        let idle = self.batches.iter().any(|w| w.batch.is_idle());
+        let idle = self.has_idle();
         let wanted = self.shared.wants_eviction() && idle && !self.nobody;
         if wanted || !self.shared.is_serving() || self.lane.arm() == Armed::Ready {
             bell.get_up();

@@ -9,13 +9,14 @@
 //! It owns its frames, its queue pairs and its operations. After it is made it allocates nothing, takes
 //! no lock that anybody sleeps on, and logs nothing, unless something is broken or lost.
 //!
-//! Its rooms: `serving` faults, fetching `ahead`, what is `arriving`, `installing` it; `strays` are faults where
-//! the region has no page. The loop is here, and what all of them share.
+//! Its rooms: `serving` faults, fetching `ahead`, what is `arriving`, `installing` it, huge pages on their
+//! `stages`; `strays` are faults where the region has no page. The loop is here, and what all of them share.
 
 mod ahead;
 mod arriving;
 mod installing;
 mod serving;
+mod stages;
 mod strays;
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -29,6 +30,7 @@ use mycoram_fabric::pages::{
 use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 
+use self::stages::Stages;
 use self::strays::Strays;
 use super::frames::FramePool;
 use super::shared::{Shared, Standing, SuspectRange, count, service_histogram};
@@ -93,6 +95,10 @@ struct Operation {
     wrong: NodeSet,
     /// No replica was right: what comes now is final.
     last: bool,
+    /// The stage whose frames it uses; none of the pool's then.
+    stage: Option<u8>,
+    /// It waits on its stage for the others.
+    landed: bool,
 }
 
 const FREE: Operation = Operation {
@@ -105,6 +111,8 @@ const FREE: Operation = Operation {
     hold: None,
     wrong: NodeSet::NONE,
     last: false,
+    stage: None,
+    landed: false,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -129,6 +137,7 @@ pub(crate) struct FaultWorker {
     free: Vec<u32>,
     /// Operations whose bytes are there.
     ready: Vec<u32>,
+    stages: Stages,
     faults: Vec<Fault>,
     strays: Strays,
     waiting: Vec<Fault>,
@@ -168,7 +177,8 @@ pub(crate) struct FaultWorkerParts {
 impl FaultWorker {
     pub(crate) fn new(parts: FaultWorkerParts) -> Self {
         let frames = parts.shared.config.lane.frames;
-        let operations = frames as usize + EVENTS;
+        let stages = Stages::of(parts.shared.huge.as_deref(), parts.lane.as_ref());
+        let operations = frames as usize + EVENTS + stages.operations();
         Self {
             shared: parts.shared,
             index: parts.index,
@@ -182,6 +192,7 @@ impl FaultWorker {
             operations: vec![FREE; operations],
             free: (0..operations as u32).rev().collect(),
             ready: Vec::with_capacity(operations),
+            stages,
             faults: Vec::with_capacity(EVENTS),
             strays: Strays::new(EVENTS),
             waiting: Vec::with_capacity(MAX_WAITING),
@@ -206,7 +217,7 @@ impl FaultWorker {
             let mut busy = self.read_events();
             busy |= self.serve_faults();
             busy |= self.poll_lane();
-            if self.install_ready() {
+            if self.install_ready() | self.look_at_stages() {
                 busy = true;
                 // Whoever waited may have to run on this very processor.
                 std::thread::yield_now();
@@ -328,7 +339,7 @@ impl FaultWorker {
     /// As [`Self::read`], into frames that were taken; they go back if it cannot be queued.
     fn read_into(&mut self, frame: FrameIndex, operation: Operation) -> bool {
         let Some(id) = self.free.pop() else {
-            self.pool.give(frame, operation.run);
+            self.give_frames(frame, operation);
             return false;
         };
         let request = PageRequest {
@@ -344,11 +355,18 @@ impl FaultWorker {
         };
         if self.lane.queue(request).is_err() {
             self.free.push(id);
-            self.pool.give(frame, operation.run);
+            self.give_frames(frame, operation);
             return false;
         }
         self.operations[id as usize] = Operation { frame, ..operation };
         true
+    }
+
+    /// Frames that are not needed any more. Those of a stage are its own.
+    fn give_frames(&mut self, frame: FrameIndex, operation: Operation) {
+        if operation.stage.is_none() {
+            self.pool.give(frame, operation.run);
+        }
     }
 
     fn drop_fetch(&self, page: PageIndex) {
@@ -385,7 +403,10 @@ impl FaultWorker {
     fn release(&mut self, id: u32) {
         let operation = std::mem::replace(&mut self.operations[id as usize], FREE);
         if operation.frame != NO_FRAME {
-            self.pool.give(operation.frame, operation.run);
+            self.give_frames(operation.frame, operation);
+        }
+        if let Some(stage) = operation.stage {
+            self.left_stage(stage, operation);
         }
         if let Kind::Parked { batch, .. } = operation.kind {
             self.shared.pages.reader_done(batch);
@@ -414,7 +435,7 @@ impl FaultWorker {
         let fds = &mut self.poll_fds;
         self.lane
             .readiness(&mut |fd| fds.push(wait_for(fd.as_raw_fd())));
-        let timeout = if self.held.is_empty() {
+        let timeout = if self.held.is_empty() && self.stages.are_empty() {
             LONGEST_SLEEP_MS
         } else {
             (HOLD_NS / 1_000_000) as i32
@@ -437,6 +458,7 @@ impl FaultWorker {
 
 /// Applies a discard to pages, inside a reading section. Answers how many there were.
 fn discard(shared: &Shared, page: PageIndex, pages: PageCount) -> u64 {
+    shared.part_huge(page, pages.get());
     let mut look_later = false;
     for at in 0..pages.get() {
         look_later |= shared.pages.discard(PageIndex::new(page.get() + at));

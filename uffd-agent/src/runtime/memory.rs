@@ -13,7 +13,10 @@ use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 use nix::errno::Errno;
 
 use super::address::AddressMap;
-use crate::kernel::{CallFailed, MemoryFile, Park, ParkingError, ParkingPipe, ParkingRooms};
+use crate::kernel::{
+    CallFailed, MemoryFile, Park, ParkingError, ParkingPipe, ParkingRooms, TargetRange,
+    is_one_huge_page,
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -26,6 +29,22 @@ impl RegionMemory {
     /// Whether it is private.
     pub(crate) fn is_private(&self) -> bool {
         matches!(self, Self::Private(_))
+    }
+
+    /// Huge pages that can be on their way out as one.
+    pub(crate) fn halls(&self) -> u32 {
+        match self {
+            Self::File(_) => 0,
+            Self::Private(private) => private.rooms.halls(),
+        }
+    }
+
+    /// Whether a range of this process is one huge page.
+    pub(crate) fn is_one_huge_page(&self, range: TargetRange) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Private(private) => is_one_huge_page(&private.pagemap, range),
+        }
     }
 
     /// Whether the page is resident.

@@ -84,7 +84,7 @@ pub(crate) struct RoomParking {
 }
 
 impl RoomParking {
-    /// The rooms, in parts.
+    /// The rooms, in parts; those of halls first.
     pub(crate) fn all_of(rooms: &Arc<ParkingRooms>) -> Vec<Self> {
         (0..rooms.slots().get() / u32::from(SLOTS_PER_PIPE))
             .map(|part| Self {

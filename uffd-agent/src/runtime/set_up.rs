@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use mycoram_fabric::pages::{KeepError, LaneError, RemoteRegion};
+use mycoram_fabric::pages::{HUGE_PAGES, KeepError, LaneConfig, LaneError, RemoteRegion};
 use mycoram_fabric::units::{PageCount, PageIndex};
 use nix::sys::signal::SigSet;
 
 use super::address::AddressMap;
 use super::bell::Bell;
-use super::evictor::{Evictor, EvictorParts};
+use super::evictor::{Evictor, EvictorParts, HALL_PARTS};
 use super::fault_worker::{AdviceGiven, FaultWorker, FaultWorkerParts};
 use super::keeper::{Keeper, KeeperParts};
 use super::memory::RegionMemory;
@@ -23,13 +23,17 @@ use super::shared::{Counters, Leaving, Life, Shared, service_histogram};
 use super::victim_desk::VictimDesk;
 use crate::config::RegionConfig;
 use crate::engine::{Batch, Gate, Pages};
-use crate::kernel::{ParkingError, ParkingPipe, PidFd, SigbusStandIn, Userfault};
+use crate::kernel::{ParkingError, ParkingPipe, PidFd, SigbusStandIn, Userfault, allow_huge_pages};
 use crate::page_table::StateFile;
-use crate::policy::{admission_ring, prefetch_for, victims_for};
+use crate::policy::{HugeMap, admission_ring, prefetch_for, victims_for};
 use crate::target::SLOTS_PER_PIPE;
 
 /// Most pieces of news that wait for an evictor, for each fault worker.
 const MAX_NEWS: usize = 1 << 16;
+/// Huge pages that a fault worker may have on their way in at once.
+const STAGES: u32 = 3;
+/// Below this budget, pages, huge pages would be too large a part of it: 32 MiB.
+const HUGE_LEAST_BUDGET: u32 = 16 * HUGE_PAGES;
 /// Losses, suspect ranges and pieces of advice that wait to be taken.
 const CHANNEL: usize = 256;
 
@@ -133,6 +137,23 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     let budget = u32::try_from(beginning.pages.credits.budget()).unwrap_or(u32::MAX);
     let table_pages = beginning.pages.table.pages();
     let mut keeper_bell = bells(1)?;
+    let halls = beginning.memory.halls();
+    let huge_budget = budget >= HUGE_LEAST_BUDGET;
+    let lane = LaneConfig {
+        stages: if halls > 0 && huge_budget { STAGES } else { 0 },
+        ..config.lane
+    };
+    let lanes: Vec<_> = (0..workers)
+        .map(|_| beginning.remote.open_lane(&lane))
+        .collect::<Result<_, _>>()?;
+    // Huge pages come only where all workers have stages for them.
+    let can_move = lane.stages > 0 && lanes.iter().all(|lane| lane.stage(0).is_some());
+    let whole = beginning
+        .address
+        .range_of(PageIndex::new(0), table_pages.get());
+    // A kernel without them refuses.
+    let allowed = can_move && whole.is_some_and(|range| allow_huge_pages(range).is_ok());
+    let huge = allowed.then(|| Arc::new(HugeMap::new(table_pages)));
     let shared = Arc::new(Shared {
         config: config.clone(),
         target_pid: beginning.target_pid,
@@ -143,6 +164,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
         memory: beginning.memory,
         address: beginning.address,
         parking: beginning.parking,
+        huge: huge.clone(),
         remote: Arc::clone(&beginning.remote),
         sink: sink.into(),
         worker_bells: bells(workers)?,
@@ -166,7 +188,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     let mut news = Vec::new();
     let mut advice = Vec::new();
     let mut worker_parts = Vec::new();
-    for index in 0..workers {
+    for (index, lane) in lanes.into_iter().enumerate() {
         let (sender, receiver) = admission_ring(MAX_NEWS.min(table_pages.as_usize()));
         news.push(receiver);
         let (give, given) = crossbeam_channel::bounded(CHANNEL);
@@ -174,8 +196,13 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
         worker_parts.push(FaultWorkerParts {
             shared: Arc::clone(&shared),
             index,
-            lane: beginning.remote.open_lane(&config.lane)?,
-            policy: prefetch_for(config.prefetch, table_pages, config.prefetch_window_pages),
+            lane,
+            policy: prefetch_for(
+                config.prefetch,
+                table_pages,
+                config.prefetch_window_pages,
+                huge.clone(),
+            ),
             advice: given,
             admissions: sender,
             scratch: scratch()?,
@@ -184,6 +211,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     let mut desk = VictimDesk::new(
         victims_for(config.victims, VictimDesk::share_of(PageCount::new(budget))),
         news,
+        PageCount::new(budget),
     );
     desk.admit_all(&shared.pages);
     let desk = Arc::new(Mutex::new(desk));
@@ -192,10 +220,17 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     parked.resize_with(shared.parking.len(), Default::default);
     let mut evictor_parts = Vec::new();
     for index in 0..evictors {
+        // Halls are whole, so they are dealt out by the hall.
+        let in_halls = halls as usize * HALL_PARTS;
+        let whose = |pipe: usize| match pipe.checked_sub(in_halls) {
+            Some(single) => single % evictors,
+            None => pipe / HALL_PARTS % evictors,
+        };
+        let own_halls = (0..in_halls).filter(|pipe| whose(*pipe) == index).count();
         let batches = parked
             .iter()
             .enumerate()
-            .filter(|(pipe, _)| pipe % evictors == index)
+            .filter(|(pipe, _)| whose(*pipe) == index)
             .map(|(pipe, (slots, held))| {
                 let mut batch = Batch::new(pipe as u8, usize::from(SLOTS_PER_PIPE));
                 if *held > 0 {
@@ -211,6 +246,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
             lane: beginning.remote.open_lane(&config.lane)?,
             desk: Arc::clone(&desk),
             batches,
+            in_halls: own_halls,
             scratch: scratch()?,
         });
     }

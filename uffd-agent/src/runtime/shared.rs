@@ -17,6 +17,7 @@ use super::parking::Parking;
 use crate::config::RegionConfig;
 use crate::engine::{Gate, Pages};
 use crate::kernel::{CallFailed, Filled, Poisoned, SigbusStandIn, TargetRange, Userfault, Wake};
+use crate::policy::HugeMap;
 
 /// No page of an evictor is on its way out.
 pub(crate) const NOTHING_LEAVES: u64 = u64::MAX;
@@ -60,6 +61,8 @@ counters!(
     waited_for_budget,
     prefetch_issued,
     prefetch_used,
+    huge_in,
+    huge_out,
     discarded,
     checksum_mismatches,
     seals_broken,
@@ -97,6 +100,8 @@ pub(crate) struct Shared {
     pub(crate) memory: RegionMemory,
     pub(crate) address: AddressMap,
     pub(crate) parking: Vec<Parking>,
+    /// Which huge pages are whole; none where pages come and go by themselves only.
+    pub(crate) huge: Option<Arc<HugeMap>>,
     pub(crate) remote: Arc<dyn RemoteRegion>,
     pub(crate) sink: OwnedFd,
     pub(crate) counters: Counters,
@@ -268,8 +273,16 @@ impl Shared {
         }
     }
 
+    /// Pages come or go by themselves.
+    pub(crate) fn part_huge(&self, page: PageIndex, pages: u32) {
+        if let Some(huge) = &self.huge {
+            huge.part(page, pages);
+        }
+    }
+
     /// Makes a lost page raise SIGBUS. False: not now, an event waits to be read.
     pub(crate) fn poison(&self, page: PageIndex, tid: Option<i32>) -> bool {
+        self.part_huge(page, 1);
         self.address
             .range_of(page, 1)
             .is_none_or(|range| self.poison_range(range, tid))
@@ -327,6 +340,7 @@ impl Shared {
         let Some(mut range) = self.address.range_of(page, count) else {
             return (0, Fill::Gone);
         };
+        self.part_huge(page, count);
         let filled = match bytes {
             // SAFETY: the caller vouches for `bytes`; the range has at most `count` pages.
             Some(bytes) => unsafe { self.userfault.copy(range, bytes, Wake::Now) },

@@ -67,6 +67,8 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         homeless: u64::try_from(shared.homeless.load(Ordering::Relaxed)).unwrap_or(0),
         prefetch_issued: get(&counters.prefetch_issued),
         prefetch_used: get(&counters.prefetch_used),
+        huge_in: get(&counters.huge_in),
+        huge_out: get(&counters.huge_out),
         discarded: get(&counters.discarded),
         checksum_mismatches: get(&counters.checksum_mismatches),
         seals_broken: get(&counters.seals_broken),

@@ -79,6 +79,8 @@ impl RemoteRegion for SealedRegion {
     fn open_lane(&self, config: &LaneConfig) -> Result<Box<dyn PageLane>, LaneError> {
         let inner = self.inner.open_lane(&LaneConfig {
             frames: 2 * config.frames,
+            // Pages are opened into other frames than they are read into.
+            stages: 0,
             ..*config
         })?;
         let frames = config.frames as usize;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mycoram_fabric::pages::{
-    Direction, LaneConfig, LaneError, LaneFull, PageDone, PageError, PageLane, PageRequest,
-    RemoteRegion, RemoteStats, Which,
+    Direction, FrameIndex, HUGE_PAGES, LaneConfig, LaneError, LaneFull, PageDone, PageError,
+    PageLane, PageRequest, RemoteRegion, RemoteStats, Which,
 };
 use mycoram_fabric::transport::{Armed, Mapping};
 use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
@@ -106,9 +106,20 @@ impl RemoteRegion for FakeRemote {
     }
 
     fn open_lane(&self, config: &LaneConfig) -> Result<Box<dyn PageLane>, LaneError> {
+        let stages = config.frames.next_multiple_of(HUGE_PAGES);
+        let frames = match config.stages {
+            0 => Mapping::anonymous(config.frames as usize * PAGE_BYTES),
+            some => Mapping::reserved_at(
+                HUGE_PAGES as usize * PAGE_BYTES,
+                (stages + some * HUGE_PAGES) as usize * PAGE_BYTES,
+            ),
+        };
         Ok(Box::new(FakeLane {
             store: Arc::clone(&self.store),
-            frames: Arc::new(Mapping::anonymous(config.frames as usize * PAGE_BYTES)?),
+            frames: Arc::new(frames?),
+            stages: (0..config.stages)
+                .map(|stage| FrameIndex(stages + stage * HUGE_PAGES))
+                .collect(),
             depth: config.depth as usize,
             queued: Vec::with_capacity(config.depth as usize),
             flying: VecDeque::with_capacity(config.depth as usize),
@@ -153,6 +164,7 @@ impl RemoteRegion for FakeRemote {
 struct FakeLane {
     store: Arc<Store>,
     frames: Arc<Mapping>,
+    stages: Vec<FrameIndex>,
     depth: usize,
     queued: Vec<PageRequest>,
     flying: VecDeque<(u32, PageRequest)>,
@@ -239,6 +251,10 @@ impl FakeLane {
 impl PageLane for FakeLane {
     fn frames(&self) -> &Arc<Mapping> {
         &self.frames
+    }
+
+    fn stage(&self, number: u32) -> Option<FrameIndex> {
+        self.stages.get(number as usize).copied()
     }
 
     fn free_slots(&self) -> usize {

@@ -10,7 +10,7 @@ use mycoram_agent::{
     HeldDescriptors, Owner, ParkingPipe, PrivateTarget, Region, RegionConfig, RegionEvent,
     SLOTS_PER_PIPE, Target,
 };
-use mycoram_fabric::pages::RemoteRegion;
+use mycoram_fabric::pages::{HUGE_PAGES, RemoteRegion};
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, RegionId};
 
 /// Keeps the descriptors that a target process would keep.
@@ -183,8 +183,25 @@ impl View {
         Self::map(bytes, libc::MAP_SHARED, memory.as_raw_fd())
     }
 
+    /// From where a huge page can start.
     fn private(bytes: usize) -> Self {
-        let view = Self::map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        let align = HUGE_PAGES as usize * PAGE_BYTES;
+        let all = Self::map(bytes + align, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        let before = all.start.align_offset(align);
+        let view = Self {
+            // SAFETY: less than `align`.
+            start: unsafe { all.start.add(before) },
+            bytes,
+        };
+        let spare = [
+            (all.start, before),
+            (view.start.wrapping_add(bytes), align - before),
+        ];
+        std::mem::forget(all);
+        for (start, bytes) in spare.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            // SAFETY: of the mapping made just now, and not of the view.
+            unsafe { libc::munmap(start.cast(), bytes) };
+        }
         // SAFETY: mapped just now.
         unsafe { libc::madvise(view.start.cast(), bytes, libc::MADV_NOHUGEPAGE) };
         view
@@ -255,7 +272,17 @@ pub fn attach_private(
     remote: Arc<dyn RemoteRegion>,
     config: RegionConfig,
 ) -> Option<Region> {
-    let rooms = match ParkingRooms::new(PageCount::new(4 * u32::from(SLOTS_PER_PIPE))) {
+    attach_with_halls(target, remote, config, 0)
+}
+
+/// The same, with room for so many huge pages on their way out.
+pub fn attach_with_halls(
+    target: &LocalTarget,
+    remote: Arc<dyn RemoteRegion>,
+    config: RegionConfig,
+    halls: u32,
+) -> Option<Region> {
+    let rooms = match ParkingRooms::new(halls, PageCount::new(4 * u32::from(SLOTS_PER_PIPE))) {
         Ok(rooms) => rooms,
         Err(RoomsError::Unsupported) => {
             println!("skipped: this kernel cannot move pages (Linux 6.8 or newer does)");

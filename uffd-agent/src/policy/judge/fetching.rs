@@ -308,8 +308,8 @@ fn what_is_needed_soon_is_given_once_in_order() {
 #[test]
 fn off_is_off() {
     for mut prefetch in [
-        prefetch_for(PrefetchPolicy::Off, PageCount::new(REGION), WINDOW),
-        prefetch_for(PrefetchPolicy::Stride, PageCount::new(REGION), 0),
+        prefetch_for(PrefetchPolicy::Off, PageCount::new(REGION), WINDOW, None),
+        prefetch_for(PrefetchPolicy::Stride, PageCount::new(REGION), 0, None),
     ] {
         assert_eq!(judge(&mut *prefetch, &steps(0, 1, 1000)).fetched, 0);
     }
@@ -323,7 +323,7 @@ proptest! {
         window in 0_u32..100,
         room in 1_usize..8,
     ) {
-        let mut prefetch = prefetch_for(PrefetchPolicy::Stride, PageCount::new(region), window);
+        let mut prefetch = prefetch_for(PrefetchPolicy::Stride, PageCount::new(region), window, None);
         let mut out = Vec::with_capacity(room);
         let room = out.capacity();
         for (page, ahead, wasted) in faults {

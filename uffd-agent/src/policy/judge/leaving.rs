@@ -180,7 +180,7 @@ fn keeps_its_promises(victims: &mut dyn Victims, steps: &[Step]) {
                     AdmissionKind::Discarded => {
                         model.remove(&page);
                     }
-                    AdmissionKind::NotSoon => {}
+                    AdmissionKind::NotSoon | AdmissionKind::Huge => {}
                 }
             }
             Step::Pick(count) => {

@@ -86,6 +86,7 @@ impl Evictor {
         let Some(from) = self.shared.address.range_of(run.page, run.count) else {
             return 0;
         };
+        self.shared.part_huge(run.page, run.count);
         // SAFETY: whoever touches a page of the region that is not there waits for a fault worker.
         match unsafe { place.rooms().take(from, place.slot(run.slot)) } {
             Moved::All => from.pages().get(),
@@ -174,10 +175,9 @@ impl Evictor {
         copied.as_usize()
     }
 
-    /// Frees the pages and the credits of a batch.
-    pub(super) fn drain(&mut self, at: usize) {
+    /// Nothing of a batch is on its way any more. False: it waits for others that leave with it.
+    pub(super) fn leave(&mut self, at: usize) -> bool {
         let Working {
-            batch,
             block,
             since,
             wrote,
@@ -186,7 +186,7 @@ impl Evictor {
         if let Some(block) = block.take() {
             self.blocks.push(block);
         }
-        if *wrote {
+        if std::mem::take(wrote) {
             let took = self.shared.now().saturating_sub(*since);
             let times = self.shared.leaving.took.lock();
             // A longer time than is told apart counts as the longest.
@@ -194,6 +194,21 @@ impl Evictor {
                 .unwrap_or_else(PoisonError::into_inner)
                 .saturating_record(took);
         }
+        match self.hall_of(at) {
+            Some(hall) => {
+                self.batches[at].left = true;
+                self.empty_hall(hall)
+            }
+            None => {
+                self.drain(at);
+                true
+            }
+        }
+    }
+
+    /// Frees the pages and the credits of a batch.
+    fn drain(&mut self, at: usize) {
+        let batch = &mut self.batches[at].batch;
         match &self.shared.parking[usize::from(batch.pipe())] {
             Parking::Pipe(place) => {
                 place.unpublish();
@@ -208,7 +223,12 @@ impl Evictor {
                 }
             }
         }
-        let freed = batch.drained(&self.shared.pages);
+        self.drained(at);
+    }
+
+    /// The pages of a batch are freed: its credits are.
+    pub(super) fn drained(&mut self, at: usize) {
+        let freed = self.batches[at].batch.drained(&self.shared.pages);
         self.shared.held.fetch_sub(freed as i64, Ordering::SeqCst);
         self.shared.credits_came();
     }

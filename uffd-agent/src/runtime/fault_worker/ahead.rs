@@ -3,7 +3,7 @@
 //! Of each window one page is held back in its frame until it is asked for: that fault tells the policy that
 //! the stream goes on. One that nobody asks for goes in after a while.
 
-use mycoram_fabric::pages::{FrameIndex, MAX_RUN_PAGES};
+use mycoram_fabric::pages::{FrameIndex, HUGE_PAGES, MAX_RUN_PAGES};
 use mycoram_fabric::units::{PageCount, PageIndex};
 
 use super::super::shared::count;
@@ -66,6 +66,14 @@ impl FaultWorker {
         keep: i64,
         left: &mut u32,
     ) -> bool {
+        if u32::from(plan.pages) == HUGE_PAGES {
+            self.stages.want(plan.page);
+            self.fetch_wanted_huge();
+            if self.stages.is_wanted(plan.page) {
+                self.shared.pages.credits.was_short();
+            }
+            return true;
+        }
         let pages = self.shared.pages.table.pages().get();
         let mut at = 0;
         while at < u32::from(plan.pages) {
@@ -163,6 +171,8 @@ impl FaultWorker {
     pub(super) fn ask_for_held(&mut self, page: PageIndex) {
         if let Some(at) = self.held.iter().position(|h| h.page == page) {
             self.install_held(at);
+        } else if self.stages.ask_for(page) {
+            self.look_at_stages();
         } else if self.shared.worker_bells.len() > 1 {
             // Another worker may hold it.
             self.shared.ring_workers();

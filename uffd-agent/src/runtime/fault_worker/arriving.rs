@@ -70,6 +70,8 @@ impl FaultWorker {
             hold: None,
             wrong,
             last,
+            stage: None,
+            landed: false,
             ..of
         };
         if !self.read(operation) {
@@ -144,7 +146,10 @@ impl FaultWorker {
                 return;
             }
         }
-        self.ready.push(id);
+        match self.operations[id as usize].stage {
+            Some(stage) => self.landed(stage, id),
+            None => self.ready.push(id),
+        }
     }
 
     pub(super) fn lose(&mut self, page: PageIndex, node: Option<u16>) {

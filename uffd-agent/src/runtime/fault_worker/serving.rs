@@ -29,6 +29,9 @@ impl FaultWorker {
 
     /// One fault: begins what has to be done, or puts it on the waiting list.
     pub(super) fn serve(&mut self, fault: Fault) {
+        if self.stages.exist() && !self.serve_huge(fault) {
+            return;
+        }
         // A stale word is looked at again; each round the target or an evictor has changed it.
         for _ in 0..4 {
             match self.shared.pages.fault(fault.page) {
