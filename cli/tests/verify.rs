@@ -3,6 +3,7 @@
 
 mod control_process;
 mod node_memory;
+mod verify_report;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +13,7 @@ use mycoram::{FarMap, FarMemory};
 use mycoram_fabric::units::PAGE_BYTES;
 use node_memory::NodeMemory;
 use serde_json::Value;
+use verify_report::found;
 
 const BYTES: usize = 4 << 20;
 const PAGES: usize = BYTES / PAGE_BYTES;
@@ -74,16 +76,6 @@ fn flip(memory: &NodeMemory, place: usize) {
     let mut page = memory.page(place);
     page[77] ^= 0x10;
     memory.put(place, &page);
-}
-
-fn found(report: &Value) -> BTreeSet<(u64, String, bool)> {
-    let wrong = report["wrong"].as_array().expect("a list");
-    let one = |wrong: &Value| {
-        let node = wrong["node"].as_str().expect("a name").to_owned();
-        let page = wrong["page"].as_u64().expect("a number");
-        (page, node, wrong["repaired"] == true)
-    };
-    wrong.iter().map(one).collect()
 }
 
 #[test]

@@ -3,12 +3,12 @@
 
 mod control_process;
 mod node_memory;
+mod verify_report;
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use control_process::{Cluster, HANG, MYCO, Process, wait_until};
 use mycoram_agent::daemon::RemoteSource;
@@ -17,12 +17,14 @@ use mycoram_control::identity::Role;
 use mycoram_control::proto;
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, MAX_RUN_PAGES, PageLane, PageRequest, RemoteRegion, Which,
+    await_answers,
 };
 use mycoram_fabric::units::{ByteCount, PAGE_BYTES, PageIndex};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use node_memory::NodeMemory;
 use serde_json::Value;
+use verify_report::found;
 
 const REGION: &str = "left";
 
@@ -139,27 +141,9 @@ fn answered(lane: &mut dyn PageLane) {
     let mut done = Vec::with_capacity(1);
     while lane.poll(&mut done) == 0 {
         assert!(Instant::now() < until, "never answered");
-        if lane.arm() == mycoram_fabric::transport::Armed::Waiting {
-            let mut fds = Vec::new();
-            lane.readiness(&mut |fd| fds.push(fd));
-            let mut fds: Vec<_> = fds
-                .iter()
-                .map(|fd| nix::poll::PollFd::new(fd.as_fd(), nix::poll::PollFlags::POLLIN))
-                .collect();
-            let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(500u16));
-        }
+        await_answers(lane, Duration::from_millis(500));
     }
     assert_eq!(done[0].result, Ok(()));
-}
-
-fn found(report: &Value) -> BTreeSet<(u64, String, bool)> {
-    let wrong = report["wrong"].as_array().expect("a list");
-    let one = |wrong: &Value| {
-        let node = wrong["node"].as_str().expect("a name").to_owned();
-        let page = wrong["page"].as_u64().expect("a number");
-        (page, node, wrong["repaired"] == true)
-    };
-    wrong.iter().map(one).collect()
 }
 
 #[test]

@@ -12,7 +12,9 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::AuthorityError;
@@ -385,4 +387,17 @@ pub trait PageLane: Send {
     /// Calls `each` with every descriptor to wait on. They may change when a queue pair was connected
     /// again, so ask before each wait. None in simulated time.
     fn readiness<'a>(&'a self, each: &mut dyn FnMut(BorrowedFd<'a>));
+}
+
+/// Sleeps until a lane may have something to poll, or until `most` is over. For who waits for one lane and nothing
+/// else; it allocates. In simulated time, where nothing can be waited on, it sleeps for all of `most`.
+pub fn await_answers(lane: &mut dyn PageLane, most: Duration) {
+    if lane.arm() == Armed::Ready {
+        return;
+    }
+    let mut descriptors = Vec::new();
+    lane.readiness(&mut |fd| descriptors.push(PollFd::new(fd, PollFlags::POLLIN)));
+    let most = PollTimeout::try_from(most).unwrap_or(PollTimeout::MAX);
+    // A signal ends it as an answer does: who waits looks at the lane in any case.
+    let _ = poll(&mut descriptors, most);
 }

@@ -20,7 +20,7 @@ use mycoram_agent::{PrefetchPolicy, Region};
 use mycoram_fabric::authority::StaticAuthority;
 use mycoram_fabric::node::{HugePages, MemoryNode, NodeConfig, Pool};
 use mycoram_fabric::pages::{
-    Direction, FrameIndex, LaneConfig, PageLane, PageRequest, RemoteRegion, Which,
+    Direction, FrameIndex, LaneConfig, PageLane, PageRequest, RemoteRegion, Which, await_answers,
 };
 use mycoram_fabric::placement::{FailureDomain, NodeEntry, Placement, PlacementError, RegionEntry};
 use mycoram_fabric::remote::{Remote, RemoteOptions, Transports};
@@ -100,12 +100,8 @@ fn lane_rtt(lane: &mut dyn PageLane, spin: bool) -> Vec<u64> {
             while lane.poll(&mut done) == 0 {
                 if spin {
                     std::thread::yield_now();
-                } else if lane.arm() == mycoram_fabric::transport::Armed::Waiting {
-                    let mut fds = Vec::new();
-                    lane.readiness(&mut |fd| {
-                        fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
-                    });
-                    let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::MAX);
+                } else {
+                    await_answers(lane, Duration::MAX);
                 }
             }
             done.clear();

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part of this")]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -36,12 +37,25 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 pub(crate) struct Process {
     pub(crate) child: Child,
     pub(crate) ready: Value,
+    /// Where its words go, if not to the test's own.
+    log: Option<PathBuf>,
 }
 
 impl Process {
     pub(crate) fn start(args: &[String]) -> Self {
-        let mut child = Command::new(MYCO)
-            .args(args)
+        Self::spawn(Command::new(MYCO).args(args), None)
+    }
+
+    /// As [`Self::start`]; what it says, down to `levels` (see `MYCO_LOG`), goes to the file `log`.
+    pub(crate) fn start_logged(args: &[&str], levels: &str, log: PathBuf) -> Self {
+        let file = File::create(&log).expect("a file");
+        let mut command = Command::new(MYCO);
+        command.args(args).env("MYCO_LOG", levels).stderr(file);
+        Self::spawn(&mut command, Some(log))
+    }
+
+    fn spawn(command: &mut Command, log: Option<PathBuf>) -> Self {
+        let mut child = command
             .arg("--json")
             .stdout(Stdio::piped())
             .spawn()
@@ -50,7 +64,22 @@ impl Process {
         let stdout = child.stdout.as_mut().expect("piped");
         BufReader::new(stdout).read_line(&mut line).expect("a line");
         let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("ready line: {line:?}"));
-        Self { child, ready }
+        Self { child, ready, log }
+    }
+
+    /// A line of its log with all of these words; waits for it.
+    pub(crate) fn says(&self, words: &[&str]) -> String {
+        let path = self.log.as_deref().expect("it was started with a log");
+        let until = Instant::now() + HANG;
+        loop {
+            let log = std::fs::read_to_string(path).expect("its log");
+            let mut lines = log.lines();
+            if let Some(line) = lines.find(|line| words.iter().all(|word| line.contains(word))) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < until, "{words:?} is not in {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub(crate) fn address(&self, field: &str) -> SocketAddr {

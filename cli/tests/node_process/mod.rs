@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use mycoram_control::{NodesFile, StaticPlacement};
 use mycoram_fabric::authority::StaticAuthority;
-use mycoram_fabric::pages::{Direction, FrameIndex, PageError, PageLane, PageRequest, Which};
+use mycoram_fabric::pages::{
+    Direction, FrameIndex, PageError, PageLane, PageRequest, Which, await_answers,
+};
 use mycoram_fabric::placement::{Placement, RegionEntry};
 use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, Transports};
-use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{ByteCount, Epoch, PageIndex, RegionId, TenantId};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -138,13 +139,7 @@ pub(crate) fn ask(
     let mut done = Vec::with_capacity(1);
     while lane.poll(&mut done) == 0 {
         assert!(Instant::now() < until, "never answered");
-        if lane.arm() == Armed::Waiting {
-            let mut fds = Vec::new();
-            lane.readiness(&mut |fd| {
-                fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN))
-            });
-            let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(5000u16));
-        }
+        await_answers(lane, Duration::from_secs(5));
     }
     done[0].result
 }

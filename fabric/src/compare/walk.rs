@@ -1,18 +1,17 @@
 //! Over all pages of a region: read from every live replica, judged, and written again where that is ordered.
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::time::Duration;
 
 use super::verdict::{MOST, Verdict, judge};
 use crate::check::{MAX_NAMED, WrongReplica};
 use crate::pages::{
     Direction, FrameIndex, LaneConfig, LaneError, MAX_RUN_PAGES, NodeSet, PageDone, PageError,
-    PageLane, PageRequest, RemoteRegion, Which,
+    PageLane, PageRequest, RemoteRegion, Which, await_answers,
 };
-use crate::transport::Armed;
 use crate::units::{PAGE_BYTES, PageIndex};
 
-/// Longest wait for an answer before the lane is looked at again, ms.
-const WAIT_MS: u16 = 100;
+/// Longest wait for an answer before the lane is looked at again.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// Frames of a run.
 const RUN: usize = MAX_RUN_PAGES as usize;
 
@@ -258,7 +257,7 @@ impl Walk<'_> {
             self.lane.ring();
             self.done.clear();
             if self.lane.poll(&mut self.done) == 0 {
-                self.wait();
+                await_answers(&mut *self.lane, LONGEST_WAIT);
                 continue;
             }
             answered += self.done.len();
@@ -273,15 +272,5 @@ impl Walk<'_> {
             }
         }
         Ok(failed)
-    }
-
-    fn wait(&mut self) {
-        if self.lane.arm() == Armed::Ready {
-            return;
-        }
-        let mut fds = Vec::new();
-        self.lane
-            .readiness(&mut |fd| fds.push(PollFd::new(fd, PollFlags::POLLIN)));
-        let _ = poll(&mut fds, PollTimeout::from(WAIT_MS));
     }
 }

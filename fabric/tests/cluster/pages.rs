@@ -1,16 +1,19 @@
 //! Pages with known contents, over a lane.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageError, PageLane, PageRequest, RemoteRegion,
-    Which,
+    Which, await_answers,
 };
 use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 
 use super::HANG;
+
+/// Longest sleep before a lane is looked at again.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// A lane, and what was written over it.
 pub(crate) struct Pages {
@@ -72,12 +75,8 @@ impl Pages {
         while answers.len() < self.started {
             assert!(Instant::now() < until, "a request was never answered");
             self.done.clear();
-            if self.lane.poll(&mut self.done) == 0 && self.lane.arm() == Armed::Waiting {
-                let mut fds = Vec::new();
-                self.lane.readiness(&mut |fd| {
-                    fds.push(nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
-                });
-                let _ = nix::poll::poll(&mut fds, nix::poll::PollTimeout::from(5000u16));
+            if self.lane.poll(&mut self.done) == 0 {
+                await_answers(&mut *self.lane, LONGEST_WAIT);
             }
             answers.extend(self.done.iter().map(|done| (done.tag, done.result)));
             self.node = self.done.last().map_or(self.node, |done| done.node);

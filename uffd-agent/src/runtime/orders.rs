@@ -7,11 +7,9 @@ use std::time::Duration;
 
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, MAX_RUN_PAGES, PageDone, PageError, PageLane, PageRequest,
-    Which,
+    Which, await_answers,
 };
-use mycoram_fabric::transport::Armed;
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use twox_hash::XxHash3_64;
 
 use super::region::RegionError;
@@ -22,8 +20,8 @@ use crate::page_table::PageState;
 
 /// How long to wait before a page that somebody else is at is looked at again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_micros(200);
-/// Longest wait for a completion before the region's standing is looked at again, ms.
-const WAIT_MS: u16 = 100;
+/// Longest wait for an answer before the region's standing is looked at again.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// A lane and the run that is being gathered on it.
 pub(super) struct Errand<'a> {
@@ -82,7 +80,7 @@ impl<'a> Errand<'a> {
             which,
         };
         while self.lane.queue(request).is_err() {
-            self.wait();
+            await_answers(&mut *self.lane, LONGEST_WAIT);
         }
         self.lane.ring();
         loop {
@@ -104,18 +102,8 @@ impl<'a> Errand<'a> {
                 self.lane.give_up_unplaced();
                 continue;
             }
-            self.wait();
+            await_answers(&mut *self.lane, LONGEST_WAIT);
         }
-    }
-
-    fn wait(&mut self) {
-        if self.lane.arm() == Armed::Ready {
-            return;
-        }
-        let mut fds = Vec::new();
-        self.lane
-            .readiness(&mut |fd| fds.push(PollFd::new(fd, PollFlags::POLLIN)));
-        let _ = poll(&mut fds, PollTimeout::from(WAIT_MS));
     }
 
     fn failed(&mut self, pages: u64, error: PageError) {
