@@ -46,6 +46,9 @@ use crate::units::{ExtentIndex, PAGE_BYTES, PageCount};
 
 /// Of writes that go out in one chain, one in so many is signaled, and the last. Writes are eviction,
 /// whose frames are not waited for one by one. Reads are faults: each is signaled.
+///
+/// So is each write behind a queue pair that broke, until all that was posted came through: where few queue pairs
+/// live for a whole chain, what they do before they break would not count, and would be done again and again.
 const SIGNAL_EVERY: usize = 8;
 /// Frames of a lane in which reads land that may be asked for twice. They lie behind the owner's frames.
 pub(super) const LANDINGS: u32 = 64;
@@ -93,6 +96,8 @@ struct Link {
     state: LinkState,
     waiting: VecDeque<u32>,
     posted: VecDeque<u32>,
+    /// Its queue pair broke, and not all that was posted came through since.
+    shaky: bool,
     average: Average,
     /// In the zone of the owner, as far as that is known.
     near: bool,
@@ -231,6 +236,7 @@ impl LaneQueue {
             state,
             waiting: VecDeque::with_capacity(self.parts.len()),
             posted: VecDeque::with_capacity(self.parts.len()),
+            shaky: false,
             average: Average::default(),
             near,
         });
@@ -309,6 +315,7 @@ impl LaneQueue {
         let before = chain.len();
         let mut look_us = self.look_us;
         let delay_us = self.tail.delay_us();
+        let shaky = self.link(node).shaky;
         while chain.len() - before < room {
             let Some(index) = self.link(node).waiting.pop_front() else {
                 break;
@@ -339,7 +346,7 @@ impl LaneQueue {
             chain.push(WorkRequest {
                 id: WorkId(u64::from(index)),
                 operation,
-                signaled: read || nth % SIGNAL_EVERY == SIGNAL_EVERY - 1,
+                signaled: read || shaky || nth % SIGNAL_EVERY == SIGNAL_EVERY - 1,
             });
             self.link(node).posted.push_back(index);
         }
@@ -388,6 +395,8 @@ impl LaneQueue {
                 break;
             }
         }
+        let link = self.link(node);
+        link.shaky &= !link.posted.is_empty();
         false
     }
 

@@ -19,7 +19,9 @@ enum Then {
 impl LaneQueue {
     /// The queue pair is being replaced. What it had posted is not touched yet.
     pub(in crate::remote) fn away(&mut self, node: u16) {
-        self.link(node).state = LinkState::Away;
+        let link = self.link(node);
+        link.state = LinkState::Away;
+        link.shaky = true;
     }
 
     /// The former queue pair is no more, before there is a new one: reads go on elsewhere. True if the

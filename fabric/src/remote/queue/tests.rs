@@ -130,6 +130,42 @@ fn reads_are_signaled_and_of_writes_one_in_eight_and_the_last() {
 }
 
 #[test]
+fn behind_a_break_each_write_that_is_answered_counts_until_all_came_through() {
+    let mut queue = queue(1);
+    let ask = |queue: &mut LaneQueue, tags: std::ops::Range<u64>| {
+        for tag in tags {
+            let request = request(tag, Direction::Write, tag as u32 % 4, 1);
+            queue.queue(request).expect("room");
+        }
+    };
+    ask(&mut queue, 0..10);
+    assert_eq!(chain(&mut queue, 0, 16).len(), 10);
+    let mut left = 10;
+    for answered in [3, 1, 0, 2] {
+        queue.away(0);
+        assert!(!queue.up(0, 5));
+        let writes = chain(&mut queue, 0, 16);
+        assert_eq!(writes.len(), left, "what was answered is not done again");
+        assert!(writes.iter().all(|write| write.signaled));
+        for write in &writes[..answered] {
+            assert!(!queue.completed(0, write.id, Ok(()), 0));
+        }
+        assert_eq!(done(&mut queue).len(), answered);
+        left -= answered;
+    }
+    queue.away(0);
+    queue.up(0, 6);
+    for write in chain(&mut queue, 0, 16) {
+        assert!(!queue.completed(0, write.id, Ok(()), 0));
+    }
+    assert_eq!(done(&mut queue).len(), left);
+    ask(&mut queue, 10..20);
+    let writes = chain(&mut queue, 0, 16);
+    let signaled = writes.iter().filter(|write| write.signaled);
+    assert_eq!(signaled.count(), 2, "the eighth and the last, as before");
+}
+
+#[test]
 fn what_a_broken_queue_pair_had_is_done_again_in_order() {
     let mut queue = queue(1);
     for tag in 0..3 {
