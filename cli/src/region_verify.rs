@@ -71,12 +71,49 @@ struct Verified<'a> {
     undecided_pages: u64,
     /// Extents with fewer live replicas than they should have; null where the owner was asked.
     endangered_extents: Option<u64>,
+    /// Of these, extents that can get no other replica as the nodes are now, by why; null as above.
+    stuck_extents: Option<Stuck>,
     /// Replicas of extents that were made anew.
     rebuilt_replicas: u64,
     /// The first 1024 of them.
     wrong: Vec<Wrong>,
     /// The first 1024 of them.
     undecided: Vec<u32>,
+}
+
+/// Why they can get none.
+#[derive(Clone, Copy, Serialize)]
+struct Stuck {
+    /// All nodes that have a live replica are down.
+    no_source: u32,
+    /// No other node that is up is in a failure domain of its own.
+    no_domain: u32,
+    /// None of these has room.
+    no_room: u32,
+}
+
+impl Stuck {
+    fn words(self, out: &mut dyn Write) -> std::io::Result<()> {
+        for (extents, why) in [
+            (
+                self.no_source,
+                "the nodes that have their live replicas are down: bring one of them back",
+            ),
+            (
+                self.no_domain,
+                "no other node that is up is in a failure domain of its own: add one, or bring one back",
+            ),
+            (
+                self.no_room,
+                "the nodes that may hold one are full: add another, or make room",
+            ),
+        ] {
+            if extents > 0 {
+                writeln!(out, "{extents} extents can get no other replica: {why}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Serialize)]
@@ -105,6 +142,7 @@ impl<'a> Verified<'a> {
             repaired_replicas: report.repaired,
             undecided_pages: 0,
             endangered_extents: None,
+            stuck_extents: None,
             rebuilt_replicas: 0,
             wrong: wrong.collect(),
             undecided: Vec::new(),
@@ -131,6 +169,11 @@ impl<'a> Verified<'a> {
             repaired_replicas: found.repaired,
             undecided_pages: found.undecided,
             endangered_extents: Some(report.endangered),
+            stuck_extents: Some(Stuck {
+                no_source: report.stuck.no_source,
+                no_domain: report.stuck.no_domain,
+                no_room: report.stuck.no_room,
+            }),
             rebuilt_replicas: report.rebuilt,
             wrong: wrong.collect(),
             undecided: undecided.collect(),
@@ -177,7 +220,7 @@ impl<'a> Verified<'a> {
                 self.undecided_pages, self.single_pages, self.rebuilt_replicas
             )?;
         }
-        Ok(())
+        self.stuck_extents.map_or(Ok(()), |stuck| stuck.words(out))
     }
 }
 

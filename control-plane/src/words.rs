@@ -302,6 +302,9 @@ impl From<&RegionStatus> for proto::RegionStatus {
             copying: status.copying,
             stale: status.stale,
             endangered: status.endangered_extents,
+            no_source: status.stuck.no_source,
+            no_domain: status.stuck.no_domain,
+            no_room: status.stuck.no_room,
             lost: status.lost_extents,
         }
     }

@@ -28,6 +28,7 @@ use super::call::ControlClient;
 use super::error::ClientError;
 use super::lease::{LeaseError, RegionKey, RegionLease};
 use super::regions::FENCE_PATIENCE;
+use crate::cluster::StuckExtents;
 use crate::proto;
 use crate::words::BadField;
 
@@ -93,6 +94,8 @@ pub struct OwnerlessReport {
     pub found: Comparison,
     /// Extents with fewer live replicas in the end than they should have.
     pub endangered: u64,
+    /// Of these, extents that can get no other replica as the nodes are now.
+    pub stuck: StuckExtents,
     /// Replicas that were made anew.
     pub rebuilt: u64,
 }
@@ -142,13 +145,14 @@ impl OwnerlessCheck<'_> {
         let remote = Remote::adopt(lease.entry(), for_region, &transports, &options)?;
         let found = compare(&*remote, self.repair, told)?;
         // Only now: a copy is as good as the replica that it is made from.
-        let endangered = self.rebuild(client, &remote, &authority)?;
+        let (endangered, stuck) = self.rebuild(client, &remote, &authority)?;
         let rebuilt = remote.stats().rebuilt_replicas;
         // Before the lease is given back.
         drop(remote);
         Ok(OwnerlessReport {
             found,
             endangered,
+            stuck,
             rebuilt,
         })
     }
@@ -159,14 +163,14 @@ impl OwnerlessCheck<'_> {
         })
     }
 
-    /// With repair waits until all extents have the replicas that they should have, or nothing more comes of it.
-    /// Gives how many have not.
+    /// With repair waits until all extents have the replicas that they should have, or nothing more comes of it:
+    /// at once where no node can take what is missing. Gives how many have not, and what they lack.
     fn rebuild(
         &self,
         client: &ControlClient,
         remote: &Remote,
         authority: &Caretaker,
-    ) -> Result<u64, OwnerlessError> {
+    ) -> Result<(u64, StuckExtents), OwnerlessError> {
         let (mut before, mut moved) = (None, Instant::now());
         loop {
             let status = self.status(client)?;
@@ -175,8 +179,14 @@ impl OwnerlessCheck<'_> {
             }
             let endangered = u64::from(status.endangered);
             let begun = authority.healing.load(Ordering::Acquire);
-            if !self.repair || (endangered == 0 && (!begun || status.copying == 0)) {
-                return Ok(endangered);
+            let stuck = StuckExtents {
+                no_source: status.no_source,
+                no_domain: status.no_domain,
+                no_room: status.no_room,
+            };
+            let copying = begun && status.copying > 0;
+            if !self.repair || (endangered == u64::from(stuck.total()) && !copying) {
+                return Ok((endangered, stuck));
             }
             authority.healing.store(true, Ordering::Release);
             let stats = remote.stats();
@@ -189,7 +199,7 @@ impl OwnerlessCheck<'_> {
             if before != Some(now) {
                 (before, moved) = (Some(now), Instant::now());
             } else if moved.elapsed() >= self.patience {
-                return Ok(endangered);
+                return Ok((endangered, stuck));
             }
             std::thread::sleep(LOOK_AGAIN);
         }

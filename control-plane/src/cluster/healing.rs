@@ -119,7 +119,7 @@ impl Boards {
 }
 
 impl Cluster {
-    fn state_of(&self, node: NodeId) -> NodeState {
+    pub(super) fn state_of(&self, node: NodeId) -> NodeState {
         self.nodes
             .get(&node)
             .map_or(NodeState::Left, |node| node.state)
@@ -168,7 +168,7 @@ impl Cluster {
     }
 
     /// Nodes of copies that are there and will be, or are being made there.
-    fn counting(&self, homes: &Homes, without: Option<NodeId>) -> Vec<NodeId> {
+    pub(super) fn counting(&self, homes: &Homes, without: Option<NodeId>) -> Vec<NodeId> {
         let counts = |replica: &&Replica| {
             let made = matches!(
                 replica.state,
@@ -523,7 +523,7 @@ impl Cluster {
     }
 }
 
-fn healing_ask(region: &RegionRecord) -> Ask<'_> {
+pub(super) fn healing_ask(region: &RegionRecord) -> Ask<'_> {
     Ask {
         region: region.id,
         bytes: region.extent_bytes.get(),

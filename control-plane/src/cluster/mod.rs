@@ -27,6 +27,7 @@ mod replicas;
 mod reservations;
 mod state;
 mod status;
+mod stuck;
 mod time;
 
 #[cfg(test)]
@@ -53,4 +54,5 @@ pub use replicas::{Copied, Dropped, MAX_ORDERS, MarkStale, Order, ReplicaRefusal
 pub use reservations::{Pressure, ReservationRefusal, Reserve, Unreserve};
 pub use state::{BeginTerm, Changes, Cluster, Command, LoadError, Step, Turn};
 pub use status::{NodeStatus, RegionStatus};
+pub use stuck::StuckExtents;
 pub use time::LARGEST_STEP_MS;

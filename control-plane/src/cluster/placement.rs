@@ -95,6 +95,20 @@ pub(super) enum NoPlace {
 impl Board {
     /// The nodes that are up, as far as `locality` allows them.
     pub(super) fn new(cluster: &Cluster, locality: &Locality) -> Self {
+        Self::of(cluster, locality, |state| state == NodeState::Up)
+    }
+
+    /// Also those that may be up in a moment.
+    pub(super) fn hoped_for(cluster: &Cluster, locality: &Locality) -> Self {
+        Self::of(cluster, locality, |state| {
+            matches!(
+                state,
+                NodeState::Up | NodeState::Joining | NodeState::Suspect
+            )
+        })
+    }
+
+    fn of(cluster: &Cluster, locality: &Locality, takes: fn(NodeState) -> bool) -> Self {
         let mut numbers = Numbers::default();
         let mut board = Self {
             sites: Vec::new(),
@@ -105,7 +119,7 @@ impl Board {
         for node in cluster.nodes.values() {
             let path = numbers.path(&node.domain);
             board.paths.insert(node.id, path);
-            if node.state != NodeState::Up || !locality.allows(&node.domain) {
+            if !takes(node.state) || !locality.allows(&node.domain) {
                 continue;
             }
             let load = cluster
@@ -150,19 +164,14 @@ impl Board {
         let mut outcome = NoPlace::NoDomain;
         let mut best: Option<(Rank, usize)> = None;
         for (at, site) in self.sites.iter().enumerate() {
-            if others.contains(&site.id) || not.contains(&site.id) {
-                continue;
-            }
-            let Some(apart) = self.apart_from(site, others) else {
-                continue;
+            let apart = match self.takes(site, ask, others, not) {
+                Ok(apart) => apart,
+                Err(NoPlace::NoDomain) => continue,
+                Err(NoPlace::Full) => {
+                    outcome = NoPlace::Full;
+                    continue;
+                }
             };
-            if apart < ask.locality.apart {
-                continue;
-            }
-            if !site.has_room(ask) {
-                outcome = NoPlace::Full;
-                continue;
-            }
             let rank = Rank {
                 idle: !site.busy,
                 spread: apart.min(ask.locality.spread),
@@ -186,6 +195,45 @@ impl Board {
             }
         }
         best.map(|(_, at)| at).ok_or(outcome)
+    }
+
+    /// Whether any node could be given an extent, as [`Self::choose`] would choose it.
+    pub(super) fn has_place(
+        &self,
+        ask: &Ask<'_>,
+        others: &[NodeId],
+        not: &[NodeId],
+    ) -> Result<(), NoPlace> {
+        let mut outcome = Err(NoPlace::NoDomain);
+        for site in &self.sites {
+            match self.takes(site, ask, others, not) {
+                Ok(_) => return Ok(()),
+                Err(NoPlace::Full) => outcome = Err(NoPlace::Full),
+                Err(NoPlace::NoDomain) => {}
+            }
+        }
+        outcome
+    }
+
+    /// How far a node is from the others, if it may be given an extent.
+    fn takes(
+        &self,
+        site: &Site,
+        ask: &Ask<'_>,
+        others: &[NodeId],
+        not: &[NodeId],
+    ) -> Result<Level, NoPlace> {
+        if others.contains(&site.id) || not.contains(&site.id) {
+            return Err(NoPlace::NoDomain);
+        }
+        let apart = self.apart_from(site, others).ok_or(NoPlace::NoDomain)?;
+        if apart < ask.locality.apart {
+            return Err(NoPlace::NoDomain);
+        }
+        match site.has_room(ask) {
+            true => Ok(apart),
+            false => Err(NoPlace::Full),
+        }
     }
 
     /// Adds nodes for an extent to those it has, none of `not`, until there are `count`, or as many as there

@@ -5,6 +5,7 @@ use mycoram_fabric::units::{ByteCount, RegionId};
 use super::identity::NodeId;
 use super::records::{NodeRecord, RegionRecord, ReplicaState, ReservationRecord};
 use super::state::Cluster;
+use super::stuck::StuckExtents;
 
 /// A node and what is on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct RegionStatus {
     pub stale: u32,
     /// Extents with fewer live replicas on nodes that are there than the region asks for.
     pub endangered_extents: u32,
+    /// Of these, extents that can get no other replica as the nodes are now.
+    pub stuck: StuckExtents,
     /// Extents whose copies were all lost at some time.
     pub lost_extents: u32,
 }
@@ -85,6 +88,7 @@ impl Cluster {
             copying: 0,
             stale: 0,
             endangered_extents: 0,
+            stuck: StuckExtents::default(),
             lost_extents: 0,
         };
         let chunks = self.chunks.range((id, 0)..=(id, u32::MAX));
@@ -107,6 +111,9 @@ impl Cluster {
                 }
             }
             status.endangered_extents += u32::from(there < u32::from(region.replicas));
+        }
+        if status.endangered_extents > 0 {
+            status.stuck = self.stuck(region);
         }
         Some(status)
     }

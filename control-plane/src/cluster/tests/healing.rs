@@ -202,3 +202,69 @@ fn regions_without_an_owner_hold_nobody_up() {
     rig.settle(again);
     assert!((0..100).all(|extent| live_where_they_count(&rig, again, extent) == 2));
 }
+
+fn stuck(rig: &Rig, owned: Owned) -> (u32, StuckExtents) {
+    let status = rig.cluster.region_status(owned.region).expect("a region");
+    (status.endangered_extents, status.stuck)
+}
+
+#[test]
+fn what_cannot_be_healed_is_said_with_its_reason() {
+    let none = StuckExtents::default();
+    // No other failure domain.
+    let mut rig = Rig::with_nodes(2, 100);
+    let owned = rig.owned(1, 10, 2);
+    rig.place(owned, 0..10);
+    assert_eq!(stuck(&rig, owned), (0, none));
+    let (first, incarnation) = rig.alive[0];
+    rig.silence(first);
+    rig.pass(7_000);
+    let no_domain = StuckExtents {
+        no_domain: 10,
+        ..none
+    };
+    assert_eq!(stuck(&rig, owned), (10, no_domain));
+    assert_eq!(no_domain.total(), 10);
+    // One that has just come may take them.
+    rig.join(2, 100);
+    assert_eq!(stuck(&rig, owned), (10, none));
+    rig.settle(owned);
+    assert_eq!(stuck(&rig, owned), (0, none));
+
+    // Nobody is left who has them.
+    let last = rig.alive[0].0;
+    rig.silence(last);
+    rig.silence(rig.alive[0].0);
+    rig.pass(7_000);
+    let no_source = StuckExtents {
+        no_source: 10,
+        ..none
+    };
+    assert_eq!(stuck(&rig, owned), (10, no_source));
+    // With one of the two back there is a source, and the first node may hold the other one.
+    rig.alive.push((first, incarnation));
+    rig.alive.push((last, incarnation));
+    rig.pass(7_000);
+    rig.settle(owned);
+    assert_eq!(stuck(&rig, owned).1, none);
+
+    // No room.
+    let mut rig = Rig::with_nodes(3, 100);
+    let owned = rig.owned(1, 120, 2);
+    rig.place(owned, 0..120);
+    rig.silence(rig.alive[0].0);
+    rig.pass(7_000);
+    rig.settle(owned);
+    let (endangered, why) = stuck(&rig, owned);
+    assert!(why.no_room > 0, "240 replicas on 200 places");
+    assert_eq!(
+        (endangered, why),
+        (
+            why.no_room,
+            StuckExtents {
+                no_room: endangered,
+                ..none
+            }
+        )
+    );
+}
