@@ -54,6 +54,8 @@ struct Store {
 struct Member {
     address: String,
     up: bool,
+    /// Why it does not answer; null: it does.
+    silent_because: Option<String>,
     leads: bool,
     bytes: ByteCount,
     version: String,
@@ -65,6 +67,7 @@ impl Store {
         let member = |member: proto::StoreMember| Member {
             address: member.address,
             up: member.up,
+            silent_because: (!member.up).then_some(member.silent_because),
             leads: member.leads,
             bytes: ByteCount::new(member.bytes),
             version: member.version,
@@ -157,7 +160,13 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
                 (false, true) => ", could not be read",
                 (true, true) => "",
             }
-        )
+        )?;
+        for member in &status.store.members {
+            if let Some(because) = &member.silent_because {
+                writeln!(out, "          {} is away: {because}", member.address)?;
+            }
+        }
+        Ok(())
     })?;
     Ok(ExitCode::SUCCESS)
 }

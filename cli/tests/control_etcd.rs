@@ -1,6 +1,8 @@
 //! Several control planes on one etcd, as real processes: leaders and members of etcd are killed and stopped.
 
 mod control_process;
+#[path = "../../control-plane/tests/etcd_certificates/mod.rs"]
+mod etcd_certificates;
 #[path = "../../control-plane/tests/etcd_members/mod.rs"]
 mod etcd_members;
 mod node_process;
@@ -9,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use control_process::{Cluster, HANG, Process, any_port, wait_until};
+use etcd_certificates::Certificates;
 use etcd_members::EtcdMembers;
 use mycoram_agent::daemon::RemoteSource;
 use mycoram_control::client::{Access, ClientError, ControlClient, ControlRegions};
@@ -381,6 +384,67 @@ fn leaders_members_and_a_node_are_killed_under_pages_that_are_written_and_read()
     }
     drop(lane);
     region.release();
+}
+
+#[test]
+fn an_etcd_that_asks_for_certificates_is_led_with_the_right_ones_only() {
+    let certificates = Certificates::new();
+    let members = certificates.of_members(&etcd_members::addresses(1));
+    let Some(etcd) = EtcdMembers::start_tls(1, members) else {
+        return;
+    };
+    let store = format!("etcd:{}", etcd.urls().join(","));
+    let ca = certificates.ca().display().to_string();
+    let mut cluster = Cluster::without_control();
+    let without = cluster.serve(any_port(), &store, &["--store-ca", &ca]);
+    cluster.addresses.push(without.address("address"));
+    let mut status;
+    let until = Instant::now() + HANG;
+    loop {
+        status = cluster.myco(&["cluster", "status"]).1;
+        let because = status["store"]["members"][0]["silent_because"].as_str();
+        if because.is_some_and(|because| because.contains("BadCertificate")) {
+            break;
+        }
+        assert!(Instant::now() < until, "it does not say why: {status}");
+    }
+    assert_eq!(status["store"]["members"][0]["up"], false, "{status}");
+    assert_eq!(
+        (&status["leader"], &status["store"]["writable"]),
+        (&Value::Null, &false.into()),
+        "{status}"
+    );
+    without.kill();
+
+    let (certificate, key) = certificates.sign("control", &[]);
+    let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+    let shown = [
+        "--store-ca",
+        &ca,
+        "--store-cert",
+        &certificate,
+        "--store-key",
+        &key,
+    ];
+    let with = cluster.serve(any_port(), &store, &shown);
+    cluster.addresses[0] = with.address("address");
+    wait_until("it leads", || {
+        status = cluster.myco(&["cluster", "status"]).1;
+        status["leader"] == cluster.addresses[0].to_string()
+    });
+    let member = &status["store"]["members"][0];
+    assert_eq!(
+        (&member["up"], &member["silent_because"]),
+        (&true.into(), &Value::Null),
+        "{status}"
+    );
+    let _node = cluster.start_node("n1");
+    wait_until("a node is up", || {
+        cluster.state("n1").as_deref() == Some("up")
+    });
+    let made = ["region", "create", "kept", "--size", "1MiB"];
+    cluster.must(&made);
+    assert_eq!(cluster.must(&["region", "show", "kept"])["name"], "kept");
 }
 
 /// What stands in a page after so many rounds.

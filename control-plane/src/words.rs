@@ -407,6 +407,7 @@ impl From<MemberHealth> for proto::StoreMember {
             bytes: member.bytes,
             version: member.version,
             alarms: member.alarms,
+            silent_because: member.silent_because.unwrap_or_default(),
         }
     }
 }

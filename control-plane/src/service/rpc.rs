@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mycoram_fabric::random;
 use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, Incarnation, RegionId, TenantId};
@@ -30,6 +30,8 @@ use crate::words::{self, BadField, bad};
 const DEFAULT_EXTENT: ByteCount = ByteCount::mib(16);
 /// Longest list of addresses, and of names of nodes, in a request.
 const MAX_LIST: usize = 4096;
+/// How long a store that does not answer may hold up who asks how it is: callers wait for 3 s.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub(super) struct Service {
@@ -489,12 +491,13 @@ impl ControlPlane for Service {
             let regions: Vec<_> = cluster.regions().collect();
             (nodes, regions)
         });
+        let look = tokio::time::timeout(LOOK, look);
         let (seen, health) = tokio::join!(look, self.probe.health());
         let (known, (nodes, regions)) = match seen {
-            Ok(seen) => (true, seen),
+            Ok(Ok(seen)) => (true, seen),
             // How the store is is what is to be seen then.
-            Err(NotDone::Store) => (false, Default::default()),
-            Err(not_done) => return Err(not_done.into()),
+            Ok(Err(NotDone::Store)) | Err(_) => (false, Default::default()),
+            Ok(Err(not_done)) => return Err(not_done.into()),
         };
         let leads = self.keeper.counted().leads();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);

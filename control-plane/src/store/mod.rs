@@ -131,8 +131,10 @@ pub struct StoreHealth {
 pub struct MemberHealth {
     /// Where it was asked.
     pub address: String,
-    /// It answered. If not, nothing below is known.
+    /// It answered. If not, only why is known.
     pub up: bool,
+    /// Why it did not answer: what its machine, or the certificates, said.
+    pub silent_because: Option<String>,
     /// It knows who leads the store.
     pub follows: bool,
     /// It leads the store.

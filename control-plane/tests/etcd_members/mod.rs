@@ -30,6 +30,8 @@ struct Member {
 pub(crate) struct EtcdMembers {
     directory: TempDir,
     ports: (u16, u16),
+    /// Of clients. Members speak to each other in clear.
+    scheme: &'static str,
     options: Vec<String>,
     members: Vec<Member>,
 }
@@ -59,6 +61,16 @@ fn is_installed() -> bool {
 impl EtcdMembers {
     /// So many members, with these options more, when all of them take connections; `None`: no etcd is installed.
     pub(crate) fn start(count: u8, options: &[&str]) -> Option<Self> {
+        let options = options.iter().map(|option| (*option).to_owned());
+        Self::start_over("http", count, options.collect())
+    }
+
+    /// As [`Self::start`]; `options` name the certificates, which are for [`addresses`].
+    pub(crate) fn start_tls(count: u8, options: Vec<String>) -> Option<Self> {
+        Self::start_over("https", count, options)
+    }
+
+    fn start_over(scheme: &'static str, count: u8, options: Vec<String>) -> Option<Self> {
         if !is_installed() {
             return None;
         }
@@ -73,7 +85,8 @@ impl EtcdMembers {
         let mut cluster = Self {
             directory: directory.expect("a directory"),
             ports: (port, port + 1),
-            options: options.iter().map(|option| (*option).to_owned()).collect(),
+            scheme,
+            options,
             members: (0..count)
                 .map(|number| Member {
                     address: address(number),
@@ -92,7 +105,8 @@ impl EtcdMembers {
 
     /// Where members are asked.
     pub(crate) fn urls(&self) -> Vec<String> {
-        let url = |member: &Member| format!("http://{}:{}", member.address, self.ports.0);
+        let url =
+            |member: &Member| format!("{}://{}:{}", self.scheme, member.address, self.ports.0);
         self.members.iter().map(url).collect()
     }
 
@@ -116,6 +130,7 @@ impl EtcdMembers {
             urls.map(|(number, member)| format!("m{number}=http://{}:{peer}", member.address));
         let all: Vec<String> = urls.collect();
         let here = self.members[number].address;
+        let url = format!("{}://{here}:{client}", self.scheme);
         let log = self.directory.path().join(format!("m{number}.log"));
         let log = File::options().create(true).append(true).open(log);
         let log = log.expect("a log");
@@ -123,11 +138,8 @@ impl EtcdMembers {
             .args(["--name", &format!("m{number}")])
             .arg("--data-dir")
             .arg(self.directory.path().join(format!("m{number}")))
-            .args(["--listen-client-urls", &format!("http://{here}:{client}")])
-            .args([
-                "--advertise-client-urls",
-                &format!("http://{here}:{client}"),
-            ])
+            .args(["--listen-client-urls", &url])
+            .args(["--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &format!("http://{here}:{peer}")])
             .args([
                 "--initial-advertise-peer-urls",
@@ -164,6 +176,11 @@ impl EtcdMembers {
         let log = self.directory.path().join(format!("m{number}.log"));
         std::fs::read_to_string(log).unwrap_or_default()
     }
+}
+
+/// Where so many members are.
+pub(crate) fn addresses(count: u8) -> Vec<Ipv4Addr> {
+    (0..count).map(address).collect()
 }
 
 /// Of this process alone: 22 bits of its pid, and the member.

@@ -39,7 +39,7 @@ pub(super) struct Members {
 /// Why none of them did it.
 #[derive(Debug)]
 pub(super) struct InVain {
-    /// What the last one said.
+    /// What was said last; that nothing was in time, only if nothing was said at all.
     pub(super) status: Status,
     /// A member may have done it, or may do it yet.
     pub(super) maybe_done: bool,
@@ -104,16 +104,22 @@ impl Members {
     {
         let until = Instant::now() + patience;
         let mut maybe_done = false;
+        let mut said = None;
         for tried in 1.. {
             let present = self.present.load(Ordering::Relaxed) % self.list.len();
             let left = until.saturating_duration_since(Instant::now());
             let answer = each(self.list[present].channel.clone());
-            let status = match tokio::time::timeout(one.min(left), answer).await {
+            let passing = match tokio::time::timeout(one.min(left), answer).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded("an etcd member did not answer in time"),
+                Ok(Err(status)) => {
+                    let passing = is_passing(&status);
+                    // One that ends it is what the caller goes by.
+                    let said_before = said.take().filter(|_| passing);
+                    said = Some(more_telling(said_before, status));
+                    passing
+                }
+                Err(_) => true,
             };
-            let passing = is_passing(&status);
             maybe_done |= passing;
             self.present.store(present + 1, Ordering::Relaxed);
             let pause = if tried % self.list.len() == 0 {
@@ -122,6 +128,8 @@ impl Members {
                 Duration::ZERO
             };
             if !passing || Instant::now() + pause >= until {
+                let silent = || Status::deadline_exceeded("no etcd member answered in time");
+                let status = said.unwrap_or_else(silent);
                 return Err(InVain { status, maybe_done });
             }
             tokio::time::sleep(pause).await;
@@ -134,11 +142,7 @@ impl Members {
         let mut asked = tokio::task::JoinSet::new();
         for (at, member) in self.list.iter().enumerate() {
             let (address, channel) = (member.address.clone(), member.channel.clone());
-            asked.spawn(async move {
-                let status = tokio::time::timeout(TRY, status_of(channel)).await;
-                let status = status.ok().and_then(Result::ok);
-                (at, health_of(address, status))
-            });
+            asked.spawn(async move { (at, health_of(address, status_of(channel).await)) });
         }
         let mut seen = asked.join_all().await;
         seen.sort_by_key(|(at, _)| *at);
@@ -148,29 +152,69 @@ impl Members {
 
 async fn status_of(channel: Channel) -> Result<StatusResponse, Status> {
     let mut client = MaintenanceClient::new(channel);
-    let mut tries = HEALTH_TRIES;
-    loop {
-        tries -= 1;
-        match client.status(StatusRequest {}).await {
-            Ok(answer) => return Ok(answer.into_inner()),
-            Err(status) if tries == 0 => return Err(status),
-            // A connection to a process that has ended since is only noticed by its use.
-            Err(_) => tokio::time::sleep(PAUSE).await,
+    let until = Instant::now() + TRY;
+    let mut said = None;
+    for _ in 0..HEALTH_TRIES {
+        match tokio::time::timeout_at(until, client.status(StatusRequest {})).await {
+            Ok(Ok(answer)) => return Ok(answer.into_inner()),
+            Ok(Err(status)) => said = Some(more_telling(said, status)),
+            Err(_) => break,
         }
+        // A connection to a process that has ended since is only noticed by its use.
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(said.unwrap_or_else(|| Status::deadline_exceeded("it does not answer")))
+}
+
+/// The later one, unless only the earlier one names certificates: who is refused for them is told so if the answer
+/// comes before the end of the connection, and sees a broken connection else.
+fn more_telling(said: Option<Status>, status: Status) -> Status {
+    match said {
+        Some(said) if is_of_certificates(&said) && !is_of_certificates(&status) => said,
+        _ => status,
     }
 }
 
-fn health_of(address: String, status: Option<StatusResponse>) -> MemberHealth {
-    let Some(status) = status else {
-        return MemberHealth {
-            address,
-            ..MemberHealth::default()
-        };
+/// Whether TLS failed, and not the connection below it.
+fn is_of_certificates(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let kind = error.downcast_ref().map(std::io::Error::kind);
+        if kind == Some(std::io::ErrorKind::InvalidData) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// What stands behind it all: of a connection that did not come to be, what the machine or the certificates said.
+fn root_of(status: &Status) -> String {
+    let mut said = None;
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        said = Some(error.to_string());
+        source = error.source();
+    }
+    said.unwrap_or_else(|| status.message().to_owned())
+}
+
+fn health_of(address: String, status: Result<StatusResponse, Status>) -> MemberHealth {
+    let status = match status {
+        Ok(status) => status,
+        Err(said) => {
+            return MemberHealth {
+                address,
+                silent_because: Some(root_of(&said)),
+                ..MemberHealth::default()
+            };
+        }
     };
     let id = status.header.map_or(0, |header| header.member_id);
     MemberHealth {
         address,
         up: true,
+        silent_because: None,
         follows: status.leader != 0,
         leads: status.leader != 0 && status.leader == id,
         bytes: u64::try_from(status.db_size).unwrap_or(0),
