@@ -146,6 +146,11 @@ pub(crate) struct Cluster {
     pub(crate) control: Option<Process>,
     /// Where the processes of its control plane are.
     pub(crate) addresses: Vec<SocketAddr>,
+    /// How long a node may be silent.
+    node_lease: &'static str,
+    /// What each node lends.
+    node_capacity: &'static str,
+    insecure: bool,
 }
 
 /// Any port that is free.
@@ -155,10 +160,22 @@ pub(crate) fn any_port() -> SocketAddr {
 
 impl Cluster {
     pub(crate) fn start() -> Self {
+        Self::without_control().start_first()
+    }
+
+    /// For an emulated machine: a heartbeat takes longer, encryption and much memory too long.
+    pub(crate) fn start_emulated() -> Self {
         let mut cluster = Self::without_control();
-        cluster.addresses.push(any_port());
-        cluster.start_control();
-        cluster
+        cluster.node_lease = "30s";
+        cluster.node_capacity = "8MiB";
+        cluster.insecure = true;
+        cluster.start_first()
+    }
+
+    fn start_first(mut self) -> Self {
+        self.addresses.push(any_port());
+        self.start_control();
+        self
     }
 
     /// Certificates, and nobody who has them.
@@ -176,6 +193,9 @@ impl Cluster {
             dir,
             control: None,
             addresses: Vec::new(),
+            node_lease: NODE_LEASE,
+            node_capacity: "64MiB",
+            insecure: false,
         }
     }
 
@@ -189,7 +209,8 @@ impl Cluster {
 
     /// A process of its control plane.
     pub(crate) fn serve(&self, listen: SocketAddr, store: &str, more: &[&str]) -> Process {
-        let (listen, tls) = (listen.to_string(), self.tls().display().to_string());
+        let listen = listen.to_string();
+        let trust = self.trust();
         let args = [
             "control",
             "serve",
@@ -197,19 +218,13 @@ impl Cluster {
             &listen,
             "--store",
             store,
-            "--tls",
-            &tls,
             "--node-lease",
-            NODE_LEASE,
+            self.node_lease,
             "--metrics",
             "127.0.0.1:0",
         ];
-        let args: Vec<String> = args
-            .iter()
-            .chain(more)
-            .map(|arg| (*arg).to_owned())
-            .collect();
-        Process::start(&args)
+        let args = args.iter().chain(more).map(|arg| (*arg).to_owned());
+        Process::start(&args.chain(trust).collect::<Vec<_>>())
     }
 
     pub(crate) fn kill_control(&mut self) {
@@ -224,31 +239,45 @@ impl Cluster {
         self.dir.path().join("tls")
     }
 
+    /// How all of them are told whom to trust.
+    fn trust(&self) -> Vec<String> {
+        match self.insecure {
+            true => vec!["--insecure".to_owned()],
+            false => vec!["--tls".to_owned(), self.tls().display().to_string()],
+        }
+    }
+
     pub(crate) fn url(&self) -> String {
         let addresses: Vec<String> = self.addresses.iter().map(SocketAddr::to_string).collect();
         format!("control://{}", addresses.join(","))
     }
 
     pub(crate) fn start_node(&self, name: &str) -> Process {
+        self.start_node_with(name, &[])
+    }
+
+    /// With these arguments more.
+    pub(crate) fn start_node_with(&self, name: &str, more: &[&str]) -> Process {
+        let url = self.url();
+        let domain = format!("eu/a/r1/{name}");
         let args = [
             "node",
             "serve",
             "--listen",
             "127.0.0.1:0",
             "--capacity",
-            "64MiB",
+            self.node_capacity,
             "--name",
             name,
             "--control",
-            &self.url(),
-            "--tls",
-            &self.tls().display().to_string(),
+            &url,
             "--domain",
-            &format!("eu/a/r1/{name}"),
+            &domain,
             "--metrics",
             "127.0.0.1:0",
         ];
-        Process::start(&args.map(str::to_owned))
+        let args = args.iter().chain(more).map(|arg| (*arg).to_owned());
+        Process::start(&args.chain(self.trust()).collect::<Vec<_>>())
     }
 
     pub(crate) fn client(&self, role: Role) -> Arc<ControlClient> {
@@ -266,14 +295,18 @@ impl Cluster {
 
     /// A subcommand of an admin; what it prints as JSON, and its exit code.
     pub(crate) fn myco(&self, args: &[&str]) -> (i32, Value) {
-        self.myco_as(args, &self.tls())
+        self.myco_trusting(args, &self.trust())
     }
 
     pub(crate) fn myco_as(&self, args: &[&str], tls: &Path) -> (i32, Value) {
+        self.myco_trusting(args, &["--tls".to_owned(), tls.display().to_string()])
+    }
+
+    fn myco_trusting(&self, args: &[&str], trust: &[String]) -> (i32, Value) {
         let output = Command::new(MYCO)
             .args(args)
-            .args(["--control", &self.url(), "--json", "--tls"])
-            .arg(tls)
+            .args(["--control", &self.url(), "--json"])
+            .args(trust)
             .output()
             .expect("myco runs");
         let object = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
