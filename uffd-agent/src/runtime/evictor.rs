@@ -173,7 +173,7 @@ impl Evictor {
         self.batches[self.singles()]
             .iter()
             .any(|w| w.batch.is_idle())
-            || self.halls.iter().any(|hall| self.is_empty(*hall))
+            || self.empty_one().is_some()
     }
 
     /// Chooses victims for as many idle batches as are needed. False: nobody may leave now.

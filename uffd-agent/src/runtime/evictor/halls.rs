@@ -47,16 +47,22 @@ impl Evictor {
         self.halls.get(at / PARTS).copied()
     }
 
+    /// A hall with nothing in it, where huge pages come at all.
+    pub(super) fn empty_one(&self) -> Option<Hall> {
+        self.shared.huge.as_ref()?;
+        let mut halls = self.halls.iter().copied();
+        halls.find(|hall| self.is_empty(*hall))
+    }
+
     /// Whether nothing is in a hall.
-    pub(super) fn is_empty(&self, hall: Hall) -> bool {
+    fn is_empty(&self, hall: Hall) -> bool {
         let mut batches = self.batches[hall.batches()].iter();
         batches.all(|working| working.batch.is_idle())
     }
 
     /// Sends a huge page off, if one should leave and there is a hall for it.
     pub(super) fn start_huge(&mut self) -> bool {
-        let hall = self.halls.iter().find(|hall| self.is_empty(**hall));
-        let Some(hall) = hall.copied() else {
+        let Some(hall) = self.empty_one() else {
             return false;
         };
         let desk = Arc::clone(&self.desk);
