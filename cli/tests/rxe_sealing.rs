@@ -68,7 +68,7 @@ impl Place {
         let (code, report) = self.cluster.myco(&words);
         assert_eq!(report["by"], "owner", "{report}");
         let compared = report["compared_replicas"].as_u64();
-        assert!(compared >= Some(2 * PAGES as u64), "{report}");
+        assert_eq!(compared, Some(2 * PAGES as u64), "{report}");
         let count = |name: &str| report[name].as_u64().expect("a number");
         let named = |wrong: &Value| wrong["node"] == "n1";
         let wrong = report["wrong"].as_array().expect("a list");

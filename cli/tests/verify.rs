@@ -121,6 +121,7 @@ fn what_was_planted_is_found_and_healed_and_nothing_else_is_said() {
     assert_eq!(code, 10, "{report}");
     assert_eq!(found(&report), expected(false), "{report}");
     assert_eq!(report["repaired_replicas"], 0);
+    assert_eq!(report["compared_replicas"], 2 * PAGES, "each counts once");
 
     let (code, report) = place.verify(&["--repair"]);
     assert_eq!(code, 0, "{report}");

@@ -66,6 +66,14 @@ pub(crate) fn is_one_huge_page(pagemap: &File, range: TargetRange) -> bool {
     regions == Ok(1) && (found.start, found.end) == (start, end)
 }
 
+/// Whether this process may have huge pages where it asks for them.
+pub(crate) fn may_have_huge_pages() -> bool {
+    let text = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    // SAFETY: takes no arguments beyond these, and changes nothing.
+    let refused = unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) };
+    text.is_ok_and(|text| !text.contains("[never]")) && refused == 0
+}
+
 /// Lets the kernel have huge pages in a range of this process.
 pub(crate) fn allow_huge_pages(range: TargetRange) -> Result<(), CallFailed> {
     let start = std::ptr::NonNull::new(range.start().get() as *mut libc::c_void);

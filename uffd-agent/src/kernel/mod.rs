@@ -37,7 +37,7 @@ mod userfault;
 
 pub use call::CallFailed;
 pub use events::{EventReader, ReadEventsError, TargetEvent};
-pub(crate) use huge_pages::{allow_huge_pages, is_one_huge_page, renew};
+pub(crate) use huge_pages::{allow_huge_pages, is_one_huge_page, may_have_huge_pages, renew};
 pub use lock::{MemoryLock, forbid_huge_pages, lock_process, shmem_huge_pages};
 pub use memory_file::{Extents, MemoryFile, MemoryFileError, MemoryFileKind, ResidentExtent};
 pub use opening::{OpenUserfaultError, UserfaultDevice};

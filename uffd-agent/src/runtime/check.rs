@@ -215,6 +215,7 @@ impl Check<'_> {
     ) -> Result<(), RegionError> {
         let page = |at: usize| PageIndex::new(first.get() + at as u32);
         let mut alone = 0_u16;
+        let mut right_ones = [0; MAX_RUN_PAGES as usize];
         if kept.iter().all(Option::is_none) {
             return Ok(());
         }
@@ -226,14 +227,18 @@ impl Check<'_> {
                 let Some(before) = *before else { continue };
                 let right = error.is_none() && self.is_right(at as u32, wrong, before);
                 if right && self.kept(page(at)) == Some(before) {
-                    self.report.compared += 1;
+                    right_ones[at] += 1;
                 } else {
                     alone |= 1 << at;
                 }
             }
         }
-        for at in (0..kept.len()).filter(|at| alone & (1 << at) != 0) {
-            self.alone(page(at))?;
+        for (at, right) in right_ones.into_iter().enumerate().take(kept.len()) {
+            // Alone, all of its replicas are compared anew.
+            match alone & (1 << at) != 0 {
+                true => self.alone(page(at))?,
+                false => self.report.compared += right,
+            }
         }
         Ok(())
     }

@@ -23,7 +23,10 @@ use super::shared::{Counters, Leaving, Life, Shared, service_histogram};
 use super::victim_desk::VictimDesk;
 use crate::config::RegionConfig;
 use crate::engine::{Batch, Gate, Pages};
-use crate::kernel::{ParkingError, ParkingPipe, PidFd, SigbusStandIn, Userfault, allow_huge_pages};
+use crate::kernel::{
+    ParkingError, ParkingPipe, PidFd, SigbusStandIn, Userfault, allow_huge_pages,
+    may_have_huge_pages,
+};
 use crate::page_table::StateFile;
 use crate::policy::{HugeMap, admission_ring, prefetch_for, victims_for};
 use crate::target::SLOTS_PER_PIPE;
@@ -140,7 +143,10 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     let halls = beginning.memory.halls();
     let huge_budget = budget >= HUGE_LEAST_BUDGET;
     let lane = LaneConfig {
-        stages: if halls > 0 && huge_budget { STAGES } else { 0 },
+        stages: match halls > 0 && huge_budget && may_have_huge_pages() {
+            true => STAGES,
+            false => 0,
+        },
         ..config.lane
     };
     let lanes: Vec<_> = (0..workers)

@@ -29,6 +29,8 @@ const BYTES: usize = HUGE_PAGES as usize * PAGE_BYTES;
 const MAX_OPERATIONS: usize = 64;
 /// Huge pages that wait for room.
 const MAX_WANTED: usize = 4;
+/// How long the kernel is not asked for a huge page after it had none, ns: looking for one takes it long.
+const NONE_NS: u64 = 100_000_000;
 /// Resident pages before a huge page that let it be expected to be gone over as a whole.
 const IN_USE_BEFORE: u32 = 8;
 
@@ -73,6 +75,8 @@ impl Stage {
 pub(super) struct Stages {
     stages: Vec<Stage>,
     wanted: Vec<PageIndex>,
+    /// Until then, ns, the kernel is thought to have no huge pages.
+    none_until: u64,
 }
 
 /// What became of a wish.
@@ -106,6 +110,7 @@ impl Stages {
                 None => Vec::new(),
             },
             wanted: Vec::with_capacity(MAX_WANTED),
+            none_until: 0,
         }
     }
 
@@ -228,33 +233,41 @@ impl FaultWorker {
     fn may_be_huge(&self, first: PageIndex) -> bool {
         let huge = self.shared.huge.as_ref();
         huge.is_some_and(|huge| huge.is_whole(first))
+            && self.shared.now() >= self.stages.none_until
             && self.range_of_huge(first).is_some()
             && self.shared.pages.credits.budget() >= 8 * i64::from(HUGE_PAGES)
     }
 
-    /// A stage to read into, populated. One that is held unasked gives way.
-    fn take_stage(&mut self) -> Option<usize> {
+    /// A stage with nothing on it. One that is held unasked gives way.
+    fn free_stage(&mut self) -> Option<usize> {
         let is_empty = |stage: &Stage| stage.phase == Phase::Empty;
         if !self.stages.stages.iter().any(is_empty) {
             let held = |stage: &Stage| matches!(stage.phase, Phase::Held { .. });
             let at = self.stages.stages.iter().position(held)?;
             self.install_huge(at);
         }
-        let at = self.stages.stages.iter().position(is_empty)?;
-        let range = self.range_of_stage(at)?;
-        for renewed in [false, true] {
-            // SAFETY: a stage that is empty is this worker's alone.
-            if renewed && unsafe { renew(range) }.is_err() {
-                return None;
-            }
-            let start = NonNull::new(range.start().get() as *mut libc::c_void)?;
-            // SAFETY: as above; it becomes zeros, or stays what it was.
-            let populated = unsafe { madvise(start, BYTES, MmapAdvise::MADV_POPULATE_WRITE) };
-            if populated.is_ok() && self.shared.memory.is_one_huge_page(range) {
-                return Some(at);
-            }
+        self.stages.stages.iter().position(is_empty)
+    }
+
+    /// Puts a huge page of zeros behind a stage that is empty. False: the kernel has none, and is not asked again
+    /// for a while.
+    fn prepare(&mut self, at: usize) -> bool {
+        let range = self.range_of_stage(at);
+        let one_huge_page = |range: &TargetRange| {
+            let start = range.start().get() as *mut libc::c_void;
+            NonNull::new(start).is_some_and(|start| {
+                // SAFETY: a stage that is empty is this worker's alone; it becomes zeros, or stays zeros.
+                unsafe { madvise(start, BYTES, MmapAdvise::MADV_POPULATE_WRITE) }.is_ok()
+            }) && self.shared.memory.is_one_huge_page(*range)
+        };
+        let prepared = range.is_some_and(|range| {
+            // SAFETY: as above.
+            one_huge_page(&range) || (unsafe { renew(range) }.is_ok() && one_huge_page(&range))
+        });
+        if !prepared {
+            self.stages.none_until = self.shared.now() + NONE_NS;
         }
-        None
+        prepared
     }
 
     fn range_of_stage(&self, at: usize) -> Option<TargetRange> {
@@ -319,9 +332,12 @@ impl FaultWorker {
         if !there || self.lane.free_slots() < MAX_OPERATIONS + DEMAND_SLOTS {
             return Begun::Later;
         }
-        let Some(stage) = self.take_stage() else {
+        let Some(stage) = self.free_stage() else {
             return Begun::Later;
         };
+        if !self.prepare(stage) {
+            return Begun::Never;
+        }
         if !self.claim(first) {
             return Begun::Never;
         }
