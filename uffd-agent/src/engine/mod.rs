@@ -11,7 +11,7 @@
 //! ```
 //!
 //! * `transition` is the one function that says what follows from what.
-//! * `pages` applies it to the page table by compare-and-swap, and keeps the counts.
+//! * `pages` applies it to the page table by compare-and-swap; `tally` keeps the counts.
 //! * `credits` is the budget; `gate` keeps discards apart from what they would undo.
 //! * `batch` is an eviction from choosing victims to draining the pipe, one step at a time.
 //! * `recovery` says what a successor makes of each page.
@@ -25,6 +25,7 @@ mod gate;
 mod model;
 mod pages;
 mod recovery;
+mod tally;
 mod transition;
 
 pub(crate) use batch::{Batch, BatchStep, Judgement, Run};

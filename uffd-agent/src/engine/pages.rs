@@ -1,10 +1,11 @@
 //! The transition function, applied: compare-and-swap on the page table, credits, readers of parked pages,
 //! and counts of pages by state.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use mycoram_fabric::units::PageIndex;
 
+use super::tally::Tally;
 use super::{Action, Credits, Event, transition};
 use crate::page_table::{PageState, PageTable, Source, Word};
 
@@ -15,7 +16,7 @@ pub(crate) struct Pages {
     pub(crate) credits: Credits,
     /// For each parking pipe, how many fault workers are copying out of it.
     readers: Box<[AtomicU32]>,
-    counts: [AtomicI64; PageState::ALL.len()],
+    tally: Tally,
 }
 
 /// What was done to a word.
@@ -64,7 +65,7 @@ impl Pages {
             table,
             credits,
             readers: (0..pipes).map(|_| AtomicU32::new(0)).collect(),
-            counts: Default::default(),
+            tally: Tally::default(),
         };
         pages.recount();
         pages
@@ -76,14 +77,12 @@ impl Pages {
         for page in self.table.pages().indexes() {
             counts[self.table.word(page).state() as usize] += 1;
         }
-        for (count, now) in self.counts.iter().zip(counts) {
-            count.store(now, Ordering::Relaxed);
-        }
+        self.tally.set(counts);
     }
 
     /// How many pages are in a state, now.
     pub(crate) fn count(&self, state: PageState) -> u64 {
-        u64::try_from(self.counts[state as usize].load(Ordering::Relaxed)).unwrap_or(0)
+        self.tally.count(state)
     }
 
     /// Applies an event. An illegal one is a bug, and the only sound answer is to stop here.
@@ -114,8 +113,7 @@ impl Pages {
         if after != before {
             self.table.swap(page, before, after)?;
             if after.state() != before.state() {
-                self.counts[before.state() as usize].fetch_sub(1, Ordering::Relaxed);
-                self.counts[after.state() as usize].fetch_add(1, Ordering::Relaxed);
+                self.tally.moved(before.state(), after.state());
             }
         }
         Ok(Applied {
