@@ -189,6 +189,38 @@ fn many_threads_in_and_out_of_order_find_what_they_wrote() {
     }
 }
 
+/// The next huge page is read while this one is gone through.
+#[test]
+fn what_is_thrown_away_on_its_way_in_reads_as_zeros() {
+    let Some(served) = served("on-its-way", 1) else {
+        return;
+    };
+    let Served { target, region, .. } = &served;
+    (0..PAGES).for_each(|page| target.fill(page, 8));
+    for round in 0..2 {
+        let is_thrown = |page: u32| {
+            let (huge, at) = (page / HUGE_PAGES, page % HUGE_PAGES);
+            huge % 2 == round && huge > 1 && (100..105).contains(&at)
+        };
+        for page in 0..PAGES {
+            let next = page + HUGE_PAGES + 100;
+            if page % HUGE_PAGES == 0 && next < PAGES && is_thrown(next) {
+                discard(target, next, 5);
+            }
+            match is_thrown(page) {
+                true => assert_eq!(target.word(page, 1).load(Ordering::Relaxed), 0, "{page}"),
+                false => target.check(page, 8),
+            }
+            if is_thrown(page) {
+                target.fill(page, 8);
+            }
+        }
+    }
+    let stats = region.stats();
+    assert!(stats.huge_in > 0 && stats.lost == 0, "{stats:?}");
+    served.region.end();
+}
+
 #[test]
 fn a_wrong_page_of_a_huge_page_is_read_again_and_nobody_sees_it() {
     let Some(served) = served("wrong", 1) else {
