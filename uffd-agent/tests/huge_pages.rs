@@ -4,7 +4,6 @@ mod support;
 
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -12,7 +11,6 @@ use io_uring::IoUring;
 use mycoram_agent::Region;
 use mycoram_fabric::pages::HUGE_PAGES;
 use mycoram_fabric::units::PAGE_BYTES;
-use nix::sys::mman::{MmapAdvise, madvise};
 use support::Dice;
 use support::fake_remote::FakeRemote;
 use support::local_target::{LocalTarget, attach_with_halls, config};
@@ -31,7 +29,7 @@ struct Served {
 /// `None`, said aloud, where the kernel cannot move pages or has no huge ones.
 fn served(name: &str, workers: u8) -> Option<Served> {
     let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
-    if huge.is_ok_and(|huge| huge.contains("[never]")) || !exists() {
+    if !huge.is_ok_and(|huge| !huge.contains("[never]")) {
         println!("skipped: this kernel has no transparent huge pages");
         return None;
     }
@@ -50,28 +48,6 @@ fn served(name: &str, workers: u8) -> Option<Served> {
     })
 }
 
-fn exists() -> bool {
-    std::path::Path::new("/sys/kernel/mm/transparent_hugepage/enabled").exists()
-}
-
-/// Bytes of the mapping that the kernel holds in memory.
-fn resident_bytes(target: &LocalTarget) -> u64 {
-    let start = format!("{:x}-", target.mapping.as_ptr() as usize);
-    let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
-    let mine = maps.lines().skip_while(|line| !line.starts_with(&start));
-    let rss = mine.into_iter().find(|line| line.starts_with("Rss:"));
-    let kib = rss.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kib.expect("a line of the mapping") << 10
-}
-
-fn discard(target: &LocalTarget, page: u32, pages: u32) {
-    let at = std::ptr::from_ref(target.word(page, 0)).cast_mut();
-    let at = NonNull::new(at).expect("mapped").cast();
-    let bytes = pages as usize * PAGE_BYTES;
-    // SAFETY: pages of the target, which all users reach by atomics.
-    unsafe { madvise(at, bytes, MmapAdvise::MADV_DONTNEED) }.expect("madvise");
-}
-
 #[test]
 fn a_scan_goes_by_huge_pages_and_finds_what_was_written() {
     let Some(served) = served("scan", 1) else {
@@ -82,7 +58,7 @@ fn a_scan_goes_by_huge_pages_and_finds_what_was_written() {
         (0..PAGES).for_each(|page| target.fill(page, value));
         (0..PAGES).for_each(|page| target.check(page, value));
         (0..PAGES).for_each(|page| target.check(page, value));
-        let resident = resident_bytes(target);
+        let resident = target.private_bytes();
         assert!(resident <= BUDGET * PAGE_BYTES as u64, "{resident} bytes");
     }
     let stats = region.stats();
@@ -171,7 +147,7 @@ fn many_threads_in_and_out_of_order_find_what_they_wrote() {
                             _ => {
                                 let pages = (to - from).min(700);
                                 if pages > 0 {
-                                    discard(target, first + from, pages);
+                                    target.discard(first + from, pages);
                                     values[from as usize..][..pages as usize].fill(None);
                                 }
                             }
@@ -205,7 +181,7 @@ fn what_is_thrown_away_on_its_way_in_reads_as_zeros() {
         for page in 0..PAGES {
             let next = page + HUGE_PAGES + 100;
             if page % HUGE_PAGES == 0 && next < PAGES && is_thrown(next) {
-                discard(target, next, 5);
+                target.discard(next, 5);
             }
             match is_thrown(page) {
                 true => assert_eq!(target.word(page, 1).load(Ordering::Relaxed), 0, "{page}"),
@@ -276,10 +252,7 @@ fn what_others_refer_to_in_a_huge_page_stays_what_it_was() {
     assert_eq!(given, PAGE_BYTES as isize);
     pass(8 * HUGE_PAGES);
     pass(8 * HUGE_PAGES);
-    let mut there = 0_u8;
-    // SAFETY: one page of the target, one byte for the answer.
-    let asked = unsafe { libc::mincore(iovec(pinned).iov_base, PAGE_BYTES, &raw mut there) };
-    assert_eq!((asked, there & 1), (0, 1), "the pinned page has left");
+    assert!(target.is_present(pinned), "the pinned page has left");
     let mut bytes = [0; PAGE_BYTES];
     std::fs::File::from(read)
         .read_exact(&mut bytes)

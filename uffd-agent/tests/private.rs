@@ -4,14 +4,12 @@ mod support;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
 use mycoram_agent::Region;
 use mycoram_fabric::units::PAGE_BYTES;
-use nix::sys::mman::{MmapAdvise, madvise};
 use support::Dice;
 use support::fake_remote::FakeRemote;
 use support::local_target::{LocalTarget, attach_private, config};
@@ -35,16 +33,6 @@ fn push(target: &LocalTarget, from: u32) {
             target.fill(page, 7);
         }
     }
-}
-
-/// Bytes of the mapping that the kernel holds in memory.
-fn resident_bytes(target: &LocalTarget) -> u64 {
-    let start = format!("{:x}-", target.mapping.as_ptr() as usize);
-    let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
-    let mine = maps.lines().skip_while(|line| !line.starts_with(&start));
-    let rss = mine.into_iter().find(|line| line.starts_with("Rss:"));
-    let kib = rss.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kib.expect("a line of the mapping") << 10
 }
 
 #[test]
@@ -73,7 +61,7 @@ fn many_threads_find_what_they_wrote_and_the_budget_holds() {
                 });
             }
         });
-        let resident = resident_bytes(&target);
+        let resident = target.private_bytes();
         assert!(resident <= BUDGET * PAGE_BYTES as u64, "{resident} bytes");
         let stats = region.stats();
         assert!(stats.evictions > 4000 && stats.lost == 0, "{stats:?}");
@@ -127,14 +115,7 @@ fn a_page_that_is_pinned_stays() {
     // Nobody has it pinned any more: it leaves like any other.
     drop(ring);
     let deadline = Instant::now() + Duration::from_secs(30);
-    let present = || {
-        let mut there = 0_u8;
-        // SAFETY: one page of the target, one byte for the answer.
-        let asked = unsafe { libc::mincore(at.cast_mut().cast(), PAGE_BYTES, &raw mut there) };
-        assert_eq!(asked, 0);
-        there & 1 != 0
-    };
-    while present() {
+    while target.is_present(0) {
         assert!(Instant::now() < deadline, "the page never leaves");
         push(&target, 1);
     }
@@ -179,10 +160,7 @@ fn what_is_thrown_away_reads_as_zeros() {
     let mut dice = Dice::new(3);
     for round in 0..4000 {
         let page = dice.below(u64::from(PAGES)) as u32;
-        let at = std::ptr::from_ref(target.word(page, 0)).cast_mut();
-        let at = NonNull::new(at).expect("mapped").cast();
-        // SAFETY: a page of the target, which all users reach by atomics.
-        unsafe { madvise(at, PAGE_BYTES, MmapAdvise::MADV_DONTNEED) }.expect("madvise");
+        target.discard(page, 1);
         assert_eq!(
             target.word(page, 1).load(Ordering::Relaxed),
             0,

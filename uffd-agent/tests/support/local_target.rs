@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -12,6 +13,7 @@ use mycoram_agent::{
 };
 use mycoram_fabric::pages::{HUGE_PAGES, RemoteRegion};
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, RegionId};
+use nix::sys::mman::{MmapAdvise, madvise};
 
 /// Keeps the descriptors that a target process would keep.
 pub struct LocalTarget {
@@ -160,6 +162,35 @@ impl LocalTarget {
     pub fn resident_bytes(&self) -> u64 {
         let stat = nix::sys::stat::fstat(&self.memory).expect("fstat");
         stat.st_blocks as u64 * 512
+    }
+
+    /// Bytes of private memory that the kernel holds, as it counts them.
+    pub fn private_bytes(&self) -> u64 {
+        let start = format!("{:x}-", self.mapping.as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
+        let mine = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let rss = mine.into_iter().find(|line| line.starts_with("Rss:"));
+        let kib = rss.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        kib.expect("a line of the mapping") << 10
+    }
+
+    /// Whether the kernel has the page of private memory.
+    pub fn is_present(&self, page: u32) -> bool {
+        let mut there = 0_u8;
+        let at = std::ptr::from_ref(self.word(page, 0)).cast_mut();
+        // SAFETY: one page of the mapping, one byte for the answer.
+        let asked = unsafe { libc::mincore(at.cast(), PAGE_BYTES, &raw mut there) };
+        assert_eq!(asked, 0);
+        there & 1 != 0
+    }
+
+    /// Throws pages away, as a program does.
+    pub fn discard(&self, page: u32, pages: u32) {
+        let at = std::ptr::from_ref(self.word(page, 0)).cast_mut();
+        let at = NonNull::new(at).expect("mapped").cast();
+        let bytes = pages as usize * PAGE_BYTES;
+        // SAFETY: pages of the mapping, which all users reach by atomics.
+        unsafe { madvise(at, bytes, MmapAdvise::MADV_DONTNEED) }.expect("madvise");
     }
 }
 
