@@ -37,7 +37,7 @@ fn root(error: &dyn Error) -> String {
     root.to_string()
 }
 
-/// What it is refused with, by the store and by the member's health. A busy machine may say nothing in time at first.
+/// What it is refused with, by the store and by the member's health. A busy machine may not answer in time at first.
 fn refused(store: &mut EtcdStore, expected: &str) {
     let until = Instant::now() + HANG;
     loop {

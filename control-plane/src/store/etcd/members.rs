@@ -8,10 +8,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
+use tower::service_fn;
 
 use super::address::{EtcdError, Tls};
 use super::api::maintenance_client::MaintenanceClient;
 use super::api::{StatusRequest, StatusResponse};
+use super::connection::connect;
 use crate::store::MemberHealth;
 
 /// How long one member may take. Longer than a disk that is busy, shorter than who waits for the answer.
@@ -58,7 +60,6 @@ impl Members {
             let mut endpoint = endpoint
                 .map_err(wrong)?
                 .connect_timeout(CONNECT)
-                .tcp_nodelay(true)
                 .http2_keep_alive_interval(KEEPALIVE)
                 .keep_alive_timeout(KEEPALIVE);
             if url.starts_with("https:") {
@@ -73,7 +74,7 @@ impl Members {
             }
             list.push(Member {
                 address: url.clone(),
-                channel: endpoint.connect_lazy(),
+                channel: endpoint.connect_with_connector_lazy(service_fn(connect)),
             });
         }
         Ok(Self {
@@ -157,7 +158,7 @@ async fn status_of(channel: Channel) -> Result<StatusResponse, Status> {
     for _ in 0..HEALTH_TRIES {
         match tokio::time::timeout_at(until, client.status(StatusRequest {})).await {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
-            Ok(Err(status)) => said = Some(more_telling(said, status)),
+            Ok(Err(status)) => said = Some(status),
             Err(_) => break,
         }
         // A connection to a process that has ended since is only noticed by its use.
@@ -166,8 +167,7 @@ async fn status_of(channel: Channel) -> Result<StatusResponse, Status> {
     Err(said.unwrap_or_else(|| Status::deadline_exceeded("it does not answer")))
 }
 
-/// The later one, unless only the earlier one names certificates: who is refused for them is told so if the answer
-/// comes before the end of the connection, and sees a broken connection else.
+/// The later one, unless only the earlier one, of another member, names certificates.
 fn more_telling(said: Option<Status>, status: Status) -> Status {
     match said {
         Some(said) if is_of_certificates(&said) && !is_of_certificates(&status) => said,

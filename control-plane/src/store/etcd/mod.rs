@@ -17,6 +17,7 @@
 
 mod address;
 mod api;
+mod connection;
 mod lease;
 mod members;
 mod notes;
