@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use mycoram_agent::Places;
 use mycoram_agent::kernel::MemoryFile;
 use mycoram_fabric::pages::HUGE_PAGES;
+use mycoram_fabric::transport::{Mapping, MappingError};
 use mycoram_fabric::units::{ByteCount, PAGE_BYTES, PageCount, PageIndex};
 use nix::errno::Errno;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::{fstat, major, minor};
 
 use crate::error::MapError;
@@ -76,8 +77,12 @@ impl Pages {
     /// Maps `bytes` of private memory, whole pages, all holes. The agent is to be named with
     /// [`Self::known_to`] when it serves them.
     pub(crate) fn private(bytes: ByteCount) -> Result<Self, MapError> {
-        NonZeroUsize::new(bytes.as_usize()).ok_or(MapError::Empty)?;
-        let start = reserve_aligned(bytes.as_usize()).map_err(refused("mmap"))?;
+        let align = HUGE_PAGES as usize * PAGE_BYTES;
+        let start = match Mapping::reserved_at(align, bytes.as_usize()) {
+            Ok(memory) => memory.into_start().cast(),
+            Err(MappingError::Empty) => return Err(MapError::Empty),
+            Err(MappingError::Kernel { source, .. }) => return Err(refused("mmap")(source)),
+        };
         // SAFETY: the range was mapped just now. Huge pages come by the agent's hand only. A kernel without them
         // refuses, and needs it not.
         let _ = unsafe { madvise(start, bytes.as_usize(), MmapAdvise::MADV_NOHUGEPAGE) };
@@ -202,31 +207,6 @@ fn parts_of(maps: &str, device: &str, inode: u64) -> Vec<Part> {
             })
         })
         .collect()
-}
-
-/// Maps private memory, all holes, that starts where a huge page can.
-fn reserve_aligned(bytes: usize) -> Result<NonNull<c_void>, Errno> {
-    let align = HUGE_PAGES as usize * PAGE_BYTES;
-    let room = bytes.checked_add(align).and_then(NonZeroUsize::new);
-    let room = room.ok_or(Errno::ENOMEM)?;
-    // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
-    let start = unsafe {
-        mmap_anonymous(
-            None,
-            room,
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-            MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
-        )
-    }?;
-    let before = start.cast::<u8>().align_offset(align);
-    for (at, spare) in [(0, before), (before + bytes, align - before)] {
-        if spare > 0 {
-            // SAFETY: whole pages of the new mapping, outside of what is kept.
-            let _ = unsafe { munmap(start.byte_add(at), spare) };
-        }
-    }
-    // SAFETY: `before` is less than `align`, so it lies within the mapping.
-    Ok(unsafe { start.byte_add(before) })
 }
 
 #[cfg(test)]

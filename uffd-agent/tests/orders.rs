@@ -59,6 +59,31 @@ fn what_was_written_before_a_flush_is_remote_after_it() {
 }
 
 #[test]
+fn flushes_keep_their_lane_and_it_answers_between_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let remote = FakeRemote::new(PAGES, 1);
+    let region = attach(&target, remote.clone(), config("lane", dir.path(), 256));
+    target.fill(7, 1);
+    region.flush().expect("flushed");
+    let (open, opened) = remote.lanes();
+    target.fill(7, 2);
+    region.flush().expect("flushed");
+    assert_eq!(remote.lanes(), (open, opened), "another lane was opened");
+
+    // Who copies an extent waits for all of them.
+    remote.tell();
+    let since = Instant::now();
+    while !remote.is_known() {
+        assert!(since.elapsed() < Duration::from_secs(8), "a lane is deaf");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(remote.lanes(), (open, opened), "it was closed instead");
+    region.end();
+    assert_eq!(remote.lanes().0, 0, "a lane outlives the region");
+}
+
+#[test]
 fn a_smaller_budget_is_reached_and_a_larger_one_used() {
     let dir = tempfile::tempdir().expect("a directory");
     let target = LocalTarget::new(PAGES);

@@ -68,7 +68,11 @@ impl Mapping {
 
     /// As [`Self::reserved`], at an address that is a multiple of `align`, a power of two and whole pages.
     pub fn reserved_at(align: usize, bytes: usize) -> Result<Self, MappingError> {
-        let mut room = Self::reserved(bytes + align)?;
+        let length = bytes.checked_add(align).ok_or(MappingError::Kernel {
+            bytes,
+            source: nix::Error::ENOMEM,
+        })?;
+        let mut room = Self::reserved(length)?;
         let start = room.as_ptr();
         let before = start.align_offset(align);
         let end = (before + bytes).next_multiple_of(4096);
@@ -82,6 +86,13 @@ impl Mapping {
         room.start = unsafe { room.start.add(before) };
         room.bytes = bytes;
         Ok(room)
+    }
+
+    /// Its first address: from now on the caller unmaps it.
+    pub fn into_start(self) -> NonNull<u8> {
+        let start = self.start;
+        std::mem::forget(self);
+        start
     }
 
     fn private(bytes: usize, flags: MapFlags) -> Result<Self, MappingError> {

@@ -167,31 +167,36 @@ impl MemoryFile {
         into: &mut [u8; PAGE_BYTES],
     ) -> Result<(), CallFailed> {
         // SAFETY: `into` is exclusive and as long as a page.
-        unsafe { self.read_page_to(page, into.as_mut_ptr()) }
+        unsafe { self.read_pages_to(page, 1, into.as_mut_ptr()) }.map(drop)
     }
 
-    /// Copies a page out to `into`.
+    /// Copies at most `count` neighbouring pages out to `into`; how many, at least one.
     ///
     /// # Safety
-    /// `into` is writable for a page's bytes, and nobody else uses them meanwhile.
-    pub unsafe fn read_page_to(&self, page: PageIndex, into: *mut u8) -> Result<(), CallFailed> {
+    /// `into` is writable for so many pages' bytes, and nobody else uses them meanwhile.
+    pub unsafe fn read_pages_to(
+        &self,
+        page: PageIndex,
+        count: u32,
+        into: *mut u8,
+    ) -> Result<u32, CallFailed> {
         // SAFETY: the caller vouches for `into`.
         let got = unsafe {
             libc::pread(
                 self.fd.as_raw_fd(),
                 into.cast(),
-                PAGE_BYTES,
+                count as usize * PAGE_BYTES,
                 page.offset().get() as i64,
             )
         };
         match got {
-            n if n == PAGE_BYTES as isize => Ok(()),
             -1 => Err(CallFailed::last("pread")),
             // Only somebody who shrank the file makes this happen.
-            _ => Err(CallFailed {
+            n if n < PAGE_BYTES as isize => Err(CallFailed {
                 call: "pread",
                 source: Errno::ENODATA,
             }),
+            n => Ok((n as usize / PAGE_BYTES) as u32),
         }
     }
 

@@ -23,7 +23,7 @@ use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 use nix::sys::signal::SigSet;
 use twox_hash::XxHash3_64;
 
-use super::orders::{Errand, LOOK_AGAIN, still_serving};
+use super::orders::{Errand, FRAMES, LOOK_AGAIN, still_serving};
 use super::region::RegionError;
 use super::shared::Shared;
 use crate::engine::{Event, FaultStep};
@@ -95,7 +95,7 @@ fn check(shared: &Shared, order: CheckOrder) {
         pages: u64::from(shared.pages.table.pages().get()),
         ..CheckReport::default()
     };
-    let made = Errand::new(shared).and_then(|errand| {
+    let made = Errand::new(shared, FRAMES).and_then(|errand| {
         let mut check = Check {
             errand,
             repair: order.repair,
@@ -405,7 +405,7 @@ impl Check<'_> {
         }
         let into = self.errand.bytes(0);
         // SAFETY: the frame is a page of the errand's own lane.
-        if unsafe { shared.memory.read_page_to(page, &shared.address, into) }.is_err() {
+        if unsafe { shared.memory.read_pages_to(page, 1, &shared.address, into) }.is_err() {
             return Ok(false);
         }
         // SAFETY: written just now, and not changed until the WRITE is done.

@@ -111,6 +111,7 @@ impl Keeper {
             let _ = thread.join();
         }
         self.checks.end();
+        self.shared.flush_lane.close();
         self.keep_address();
         self.tell_losses();
         self.write_figures();
@@ -231,12 +232,15 @@ impl Keeper {
             events: libc::POLLIN,
             revents: 0,
         };
-        let mut fds = [
+        let mut fds = vec![
             wait_for(bell.as_fd().as_raw_fd()),
             wait_for(self.pidfd.as_raw_fd()),
         ];
+        self.shared
+            .flush_lane
+            .tend(now, &mut |fd| fds.push(wait_for(fd.as_raw_fd())));
         let timeout = i32::try_from(until.div_ceil(1_000_000)).unwrap_or(1000);
-        // SAFETY: the array outlives the call.
+        // SAFETY: the list outlives the call.
         unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
         bell.get_up();
         if fds[1].revents != 0 {

@@ -59,21 +59,22 @@ impl RegionMemory {
         }
     }
 
-    /// Copies a page that is resident out.
+    /// Copies at most `count` neighbouring pages out, which are resident; how many, at least one.
     ///
     /// # Safety
-    /// `into` is writable for a page's bytes, and nobody else uses them meanwhile.
-    pub(crate) unsafe fn read_page_to(
+    /// `into` is writable for so many pages' bytes, and nobody else uses them meanwhile.
+    pub(crate) unsafe fn read_pages_to(
         &self,
         page: PageIndex,
+        count: u32,
         address: &AddressMap,
         into: *mut u8,
-    ) -> Result<(), CallFailed> {
+    ) -> Result<u32, CallFailed> {
         match self {
             // SAFETY: the caller's promise is the same.
-            Self::File(file) => unsafe { file.read_page_to(page, into) },
+            Self::File(file) => unsafe { file.read_pages_to(page, count, into) },
             // SAFETY: as above.
-            Self::Private(_) => unsafe { read_own_page(page, address, into) },
+            Self::Private(_) => unsafe { read_own_pages(page, count, address, into) },
         }
     }
 }
@@ -115,34 +116,37 @@ impl PrivateMemory {
 /// left meanwhile is brought in by a fault worker: not for the threads of the region.
 ///
 /// # Safety
-/// `into` is writable for a page's bytes, and nobody else uses them meanwhile.
-unsafe fn read_own_page(
+/// `into` is writable for so many pages' bytes, and nobody else uses them meanwhile.
+unsafe fn read_own_pages(
     page: PageIndex,
+    count: u32,
     address: &AddressMap,
     into: *mut u8,
-) -> Result<(), CallFailed> {
+) -> Result<u32, CallFailed> {
     let gone = CallFailed {
         call: "process_vm_readv",
         source: Errno::EFAULT,
     };
-    let Some(range) = address.range_of(page, 1) else {
+    let Some(range) = address.range_of(page, count) else {
         return Err(gone);
     };
+    // At most the bytes of `count` pages.
+    let bytes = range.bytes() as usize;
     let local = libc::iovec {
         iov_base: into.cast(),
-        iov_len: PAGE_BYTES,
+        iov_len: bytes,
     };
     let remote = libc::iovec {
         iov_base: range.start().get() as *mut libc::c_void,
-        iov_len: PAGE_BYTES,
+        iov_len: bytes,
     };
     // SAFETY: the caller vouches for `into`; the kernel checks the other range.
     match unsafe {
         libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
     } {
-        n if n == PAGE_BYTES as isize => Ok(()),
         -1 => Err(CallFailed::last("process_vm_readv")),
-        _ => Err(gone),
+        n if n < PAGE_BYTES as isize => Err(gone),
+        n => Ok((n as usize / PAGE_BYTES) as u32),
     }
 }
 
@@ -183,10 +187,15 @@ impl FileMemory {
     }
 
     /// # Safety
-    /// As [`MemoryFile::read_page_to`].
-    unsafe fn read_page_to(&self, page: PageIndex, into: *mut u8) -> Result<(), CallFailed> {
+    /// As [`MemoryFile::read_pages_to`].
+    unsafe fn read_pages_to(
+        &self,
+        page: PageIndex,
+        count: u32,
+        into: *mut u8,
+    ) -> Result<u32, CallFailed> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.file.read_page_to(self.of(page), into) }
+        unsafe { self.file.read_pages_to(self.of(page), count, into) }
     }
 
     /// Calls `each` with every run of resident pages.

@@ -3,7 +3,7 @@
 //! ```text
 //!   region      the owner's handle          attach, take_over   from descriptors to threads (set_up)
 //!   fault_worker, evictor, keeper           the threads of a region
-//!   orders      flush, bringing home        on the owner's thread
+//!   flush, orders (bringing home)           on the owner's thread
 //!   check       comparing replicas          on a thread of its own, while it is made
 //!   shared      what all of them share      address, memory, parking, frames, victim_desk, bell
 //!   snapshot    its figures
@@ -16,6 +16,7 @@ mod check;
 mod direct_io;
 mod evictor;
 mod fault_worker;
+mod flush;
 mod frames;
 mod keeper;
 mod memory;

@@ -1,6 +1,6 @@
-//! Orders that go over all pages of a region, on the thread of who gives them: flush, and bringing
-//! everything home. They have a lane of their own and take part in the game like any worker: what they do
-//! to a page they say in its word first.
+//! Errands: what goes over all pages of a region, on the thread of who orders it. They have a lane of their own and
+//! take part in the game like any worker: what they do to a page they say in its word first. One of them is here:
+//! bringing everything home.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,15 +15,18 @@ use twox_hash::XxHash3_64;
 use super::region::RegionError;
 use super::shared::{Fill, Shared, Standing};
 use super::victim_desk::VictimDesk;
-use crate::engine::{Content, Event, FaultStep};
+use crate::engine::{Content, FaultStep};
 use crate::page_table::PageState;
 
 /// How long to wait before a page that somebody else is at is looked at again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_micros(200);
 /// Longest wait for an answer before the region's standing is looked at again.
-const LONGEST_WAIT: Duration = Duration::from_millis(100);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// A lane and the run that is being gathered on it.
+/// Frames of an errand that has one request under way.
+pub(super) const FRAMES: u32 = 64;
+
+/// A lane, and what failed on it.
 pub(super) struct Errand<'a> {
     pub(super) shared: &'a Shared,
     lane: Box<dyn PageLane>,
@@ -33,23 +36,67 @@ pub(super) struct Errand<'a> {
 }
 
 impl<'a> Errand<'a> {
-    pub(super) fn new(shared: &'a Shared) -> Result<Self, RegionError> {
+    /// With so many frames.
+    pub(super) fn new(shared: &'a Shared, frames: u32) -> Result<Self, RegionError> {
         let config = LaneConfig {
-            frames: 64,
+            frames,
+            stages: 0,
             ..shared.config.lane
         };
-        Ok(Self {
+        Ok(Self::over(shared, shared.remote.open_lane(&config)?))
+    }
+
+    /// On a lane that has nothing under way.
+    pub(super) fn over(shared: &'a Shared, lane: Box<dyn PageLane>) -> Self {
+        Self {
             shared,
-            lane: shared.remote.open_lane(&config)?,
+            lane,
             done: Vec::with_capacity(64),
             failed: 0,
             first_failure: None,
-        })
+        }
     }
 
     pub(super) fn bytes(&self, frame: u32) -> *mut u8 {
-        // SAFETY: frames below MAX_RUN_PAGES, of at least 64.
-        unsafe { self.lane.frames().as_ptr().add(frame as usize * PAGE_BYTES) }
+        let frames = self.lane.frames();
+        let at = frame as usize * PAGE_BYTES;
+        assert!(at < frames.len(), "a frame of the lane");
+        // SAFETY: within the frames, as just seen.
+        unsafe { frames.as_ptr().add(at) }
+    }
+
+    /// Sends a request out; false: the lane is full, something is to be answered first.
+    pub(super) fn begin(&mut self, request: PageRequest) -> bool {
+        let taken = self.lane.queue(request).is_ok();
+        self.lane.ring();
+        taken
+    }
+
+    /// What was answered, if something was.
+    pub(super) fn answer(&mut self) -> Option<PageDone> {
+        if self.done.is_empty() {
+            self.lane.poll(&mut self.done);
+        }
+        self.done.pop()
+    }
+
+    /// Why it failed, if it did. An error only if the region ended by it.
+    pub(super) fn failure(&self, done: &PageDone) -> Result<Option<PageError>, RegionError> {
+        if done.result == Err(PageError::Fenced) {
+            self.shared.finish(Standing::Fenced);
+            return Err(RegionError::Ended);
+        }
+        Ok(done.result.err())
+    }
+
+    /// Until something may be answered, or `most` is over.
+    pub(super) fn sleep(&mut self, most: Duration) {
+        await_answers(&mut *self.lane, most);
+    }
+
+    /// Has writes answered that wait for a place.
+    pub(super) fn give_up_unplaced(&mut self) {
+        self.lane.give_up_unplaced();
     }
 
     /// Carries one request out and waits for it. Answers why it failed, if it did, and which pages of it are
@@ -79,46 +126,39 @@ impl<'a> Errand<'a> {
             frame: FrameIndex(0),
             which,
         };
-        while self.lane.queue(request).is_err() {
-            await_answers(&mut *self.lane, LONGEST_WAIT);
+        while !self.begin(request) {
+            self.sleep(LONGEST_WAIT);
         }
-        self.lane.ring();
         loop {
-            self.lane.poll(&mut self.done);
-            if let Some(done) = self.done.pop() {
-                return match done.result {
-                    Ok(()) => Ok((None, done.wrong)),
-                    Err(PageError::Fenced) => {
-                        self.shared.finish(Standing::Fenced);
-                        Err(RegionError::Ended)
-                    }
-                    Err(error) => Ok((Some(error), 0)),
-                };
+            if let Some(done) = self.answer() {
+                return Ok((self.failure(&done)?, done.wrong));
             }
             // A write waits for a place for as long as the region is served.
             still_serving(self.shared)?;
             if direction == Direction::Write && !self.shared.remote.has_room() {
                 // Who asked is told so; the page stays here.
-                self.lane.give_up_unplaced();
+                self.give_up_unplaced();
                 continue;
             }
-            await_answers(&mut *self.lane, LONGEST_WAIT);
+            self.sleep(LONGEST_WAIT);
         }
     }
 
-    fn failed(&mut self, pages: u64, error: PageError) {
+    pub(super) fn failed(&mut self, pages: u64, error: PageError) {
         self.failed += pages;
         self.first_failure.get_or_insert(error);
     }
 
-    fn outcome(self) -> Result<(), RegionError> {
-        match self.first_failure {
+    /// What came of it, and the lane, on which nothing is under way.
+    pub(super) fn outcome(self) -> (Box<dyn PageLane>, Result<(), RegionError>) {
+        let outcome = match self.first_failure {
             None => Ok(()),
             Some(source) => Err(RegionError::Pages {
                 failed: self.failed,
                 source,
             }),
-        }
+        };
+        (self.lane, outcome)
     }
 }
 
@@ -128,111 +168,6 @@ pub(super) fn still_serving(shared: &Shared) -> Result<(), RegionError> {
     } else {
         Err(RegionError::Ended)
     }
-}
-
-/// What flushing found a page to be.
-enum Look {
-    /// Nothing to write.
-    Settled,
-    /// Somebody is at it, and will be done.
-    Busy,
-    /// It was copied to its frame and is marked as being written; its checksum.
-    Claimed(u64),
-}
-
-fn look(errand: &Errand<'_>, page: PageIndex, frame: u32) -> Look {
-    let pages = &errand.shared.pages;
-    let word = pages.table.word(page);
-    match word.state() {
-        PageState::NeverWritten | PageState::Remote | PageState::Lost => return Look::Settled,
-        PageState::Fetching | PageState::Leaving => return Look::Busy,
-        PageState::Resident if word.writing() => return Look::Busy,
-        PageState::Resident => {}
-    }
-    let into = errand.bytes(frame);
-    let shared = errand.shared;
-    // SAFETY: the frame is a page of the errand's own lane.
-    let read = unsafe { shared.memory.read_page_to(page, &shared.address, into) };
-    if read.is_err() {
-        return Look::Busy;
-    }
-    // SAFETY: written just now, and not changed until the WRITE is done.
-    let bytes = unsafe { std::slice::from_raw_parts(into, PAGE_BYTES) };
-    let checksum = XxHash3_64::oneshot(bytes);
-    if word.synced() && pages.table.checksum(page) == checksum {
-        return Look::Settled;
-    }
-    // The same word still: then what was read was the page's content at some moment since.
-    match pages.try_apply(page, word, Event::WriteBegins) {
-        Ok(_) => Look::Claimed(checksum),
-        Err(_) => Look::Busy,
-    }
-}
-
-/// See [`super::Region::flush`].
-pub(crate) fn flush(shared: &Shared) -> Result<(), RegionError> {
-    let mut errand = Errand::new(shared)?;
-    let mut checksums = [0; MAX_RUN_PAGES as usize];
-    let all = shared.pages.table.pages().get();
-    let (mut next, mut run) = (0, 0);
-    while next < all || run > 0 {
-        if next < all && run < u32::from(MAX_RUN_PAGES) {
-            match look(&errand, PageIndex::new(next), run) {
-                Look::Claimed(checksum) => {
-                    checksums[run as usize] = checksum;
-                    run += 1;
-                    next += 1;
-                    continue;
-                }
-                Look::Settled if run == 0 => {
-                    next += 1;
-                    continue;
-                }
-                Look::Busy if run == 0 => {
-                    still_serving(shared)?;
-                    let page = PageIndex::new(next);
-                    if !shared.remote.is_placed(page) && !shared.remote.has_room() {
-                        // An evictor has it, and waits for room.
-                        errand.failed(1, PageError::Unplaced);
-                        next += 1;
-                        continue;
-                    }
-                    std::thread::sleep(LOOK_AGAIN);
-                    continue;
-                }
-                // Written first; then the page is looked at again.
-                Look::Settled | Look::Busy => {}
-            }
-        }
-        let first = PageIndex::new(next - run);
-        write_run(&mut errand, first, &checksums[..run as usize])?;
-        run = 0;
-    }
-    errand.outcome()
-}
-
-/// Writes pages that are marked as being written, out of the first frames.
-fn write_run(
-    errand: &mut Errand<'_>,
-    first: PageIndex,
-    checksums: &[u64],
-) -> Result<(), RegionError> {
-    let shared = errand.shared;
-    let (error, _) = errand.carry(Direction::Write, first, checksums.len() as u16)?;
-    for (at, checksum) in checksums.iter().enumerate() {
-        let page = PageIndex::new(first.get() + at as u32);
-        match error {
-            None => {
-                shared.pages.table.set_checksum(page, *checksum);
-                shared.pages.apply(page, Event::Written);
-            }
-            Some(error) => {
-                shared.pages.apply(page, Event::WriteFailed);
-                errand.failed(1, error);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Makes every page resident. The budget is lifted for it and the desk closed, and both stays so when all are home.
@@ -252,11 +187,11 @@ pub(crate) fn bring_home(shared: &Shared, desk: &Mutex<VictimDesk>) -> Result<()
     let desk = || desk.lock().unwrap_or_else(PoisonError::into_inner);
     // One that saw the former budget may be about to choose pages that were already looked at here.
     desk().close();
-    let brought = Errand::new(shared).and_then(|mut errand| {
+    let brought = Errand::new(shared, FRAMES).and_then(|mut errand| {
         while pass(&mut errand, all)? {
             std::thread::sleep(LOOK_AGAIN);
         }
-        errand.outcome()
+        errand.outcome().1
     });
     if brought.is_err() {
         shared.pages.credits.set_budget(budget);

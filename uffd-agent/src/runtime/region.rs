@@ -14,7 +14,7 @@ use super::set_up::{Running, SetUpError};
 use super::shared::{Shared, Standing};
 use super::take_over::SavedRegion;
 use super::victim_desk::VictimDesk;
-use super::{attach, orders, snapshot, take_over};
+use super::{attach, flush, orders, snapshot, take_over};
 use crate::config::{Advice, ConfigError, RegionConfig, check_budget};
 use crate::kernel::{
     CallFailed, HandshakeError, MemoryFileError, MemoryLock, ParkingError, PidFdError,
@@ -393,7 +393,7 @@ impl Region {
     pub fn flush(&self) -> Result<(), RegionError> {
         self.alive()?;
         let _orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders::flush(&self.shared)
+        flush::flush(&self.shared)
     }
 
     /// Changes the local budget. Returns at once; a smaller one is reached by eviction.

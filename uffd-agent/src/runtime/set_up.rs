@@ -15,6 +15,7 @@ use super::address::AddressMap;
 use super::bell::Bell;
 use super::evictor::{Evictor, EvictorParts, HALL_PARTS};
 use super::fault_worker::{AdviceGiven, FaultWorker, FaultWorkerParts};
+use super::flush::FlushLane;
 use super::keeper::{Keeper, KeeperParts};
 use super::memory::RegionMemory;
 use super::parking::Parking;
@@ -187,6 +188,7 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
         suspects_missed: AtomicBool::new(false),
         service: Mutex::new(service_histogram()),
         leaving: Leaving::by(evictors),
+        flush_lane: FlushLane::default(),
         life: Life::begin(),
     });
 

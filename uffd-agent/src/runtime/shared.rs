@@ -12,6 +12,7 @@ use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 
 use super::address::AddressMap;
 use super::bell::Bell;
+use super::flush::FlushLane;
 use super::memory::RegionMemory;
 use super::parking::Parking;
 use crate::config::RegionConfig;
@@ -126,6 +127,7 @@ pub(crate) struct Shared {
     pub(crate) service: Mutex<Histogram<u64>>,
     /// What evictors tell of their work.
     pub(crate) leaving: Leaving,
+    pub(crate) flush_lane: FlushLane,
     pub(crate) life: Life,
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use mycoram_fabric::pages::{
     Direction, FrameIndex, HUGE_PAGES, LaneConfig, LaneError, LaneFull, PageDone, PageError,
@@ -47,6 +47,10 @@ pub struct Store {
     pub bytes_written: AtomicU64,
     reads: AtomicU64,
     writes: AtomicU64,
+    /// What every lane is to know.
+    news: AtomicU64,
+    /// What the open lanes know, and how many were opened.
+    lanes: Mutex<(Vec<Weak<AtomicU64>>, usize)>,
 }
 
 pub struct FakeRemote {
@@ -81,12 +85,34 @@ impl FakeRemote {
                 bytes_written: AtomicU64::new(0),
                 reads: AtomicU64::new(0),
                 writes: AtomicU64::new(0),
+                news: AtomicU64::new(0),
+                lanes: Mutex::default(),
             }),
         })
     }
 
     pub fn kill_node(&self, node: u32) {
         self.store.dead.fetch_or(1 << node, Ordering::SeqCst);
+    }
+
+    /// There is something that every lane is to know, as when an extent is copied.
+    pub fn tell(&self) {
+        self.store.news.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether every open lane knows it.
+    pub fn is_known(&self) -> bool {
+        let news = self.store.news.load(Ordering::SeqCst);
+        let lanes = self.store.lanes.lock().expect("no panic");
+        let mut open = lanes.0.iter().filter_map(Weak::upgrade);
+        open.all(|known| known.load(Ordering::SeqCst) == news)
+    }
+
+    /// Lanes that are open, and that were opened so far.
+    pub fn lanes(&self) -> (usize, usize) {
+        let lanes = self.store.lanes.lock().expect("no panic");
+        let open = lanes.0.iter().filter(|lane| lane.strong_count() > 0);
+        (open.count(), lanes.1)
     }
 
     /// What the memory node holds of a page.
@@ -114,8 +140,14 @@ impl RemoteRegion for FakeRemote {
                 (stages + some * HUGE_PAGES) as usize * PAGE_BYTES,
             ),
         };
+        let knows = Arc::new(AtomicU64::new(self.store.news.load(Ordering::SeqCst)));
+        let mut lanes = self.store.lanes.lock().expect("no panic");
+        lanes.0.push(Arc::downgrade(&knows));
+        lanes.1 += 1;
+        drop(lanes);
         Ok(Box::new(FakeLane {
             store: Arc::clone(&self.store),
+            knows,
             frames: Arc::new(frames?),
             stages: (0..config.stages)
                 .map(|stage| FrameIndex(stages + stage * HUGE_PAGES))
@@ -163,6 +195,7 @@ impl RemoteRegion for FakeRemote {
 
 struct FakeLane {
     store: Arc<Store>,
+    knows: Arc<AtomicU64>,
     frames: Arc<Mapping>,
     stages: Vec<FrameIndex>,
     depth: usize,
@@ -278,6 +311,8 @@ impl PageLane for FakeLane {
     }
 
     fn poll(&mut self, into: &mut Vec<PageDone>) -> usize {
+        let news = self.store.news.load(Ordering::SeqCst);
+        self.knows.store(news, Ordering::SeqCst);
         let mut done = 0;
         while self.given_up && into.len() < into.capacity() {
             let Some(request) = self.waiting.pop() else {
@@ -340,8 +375,9 @@ impl PageLane for FakeLane {
     }
 
     fn arm(&mut self) -> Armed {
-        // Nothing rings when there is a place.
-        if self.flying.is_empty() && self.waiting.is_empty() {
+        // Nothing rings when there is a place, or something to know.
+        let knows = self.knows.load(Ordering::SeqCst) == self.store.news.load(Ordering::SeqCst);
+        if self.flying.is_empty() && self.waiting.is_empty() && knows {
             Armed::Waiting
         } else {
             Armed::Ready

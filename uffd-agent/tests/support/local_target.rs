@@ -12,6 +12,7 @@ use mycoram_agent::{
     SLOTS_PER_PIPE, Target,
 };
 use mycoram_fabric::pages::{HUGE_PAGES, RemoteRegion};
+use mycoram_fabric::transport::Mapping;
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, RegionId};
 use nix::sys::mman::{MmapAdvise, madvise};
 
@@ -217,22 +218,9 @@ impl View {
     /// From where a huge page can start.
     fn private(bytes: usize) -> Self {
         let align = HUGE_PAGES as usize * PAGE_BYTES;
-        let all = Self::map(bytes + align, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
-        let before = all.start.align_offset(align);
-        let view = Self {
-            // SAFETY: less than `align`.
-            start: unsafe { all.start.add(before) },
-            bytes,
-        };
-        let spare = [
-            (all.start, before),
-            (view.start.wrapping_add(bytes), align - before),
-        ];
-        std::mem::forget(all);
-        for (start, bytes) in spare.into_iter().filter(|(_, bytes)| *bytes > 0) {
-            // SAFETY: of the mapping made just now, and not of the view.
-            unsafe { libc::munmap(start.cast(), bytes) };
-        }
+        let memory = Mapping::reserved_at(align, bytes).expect("memory");
+        let start = memory.into_start().as_ptr();
+        let view = Self { start, bytes };
         // SAFETY: mapped just now.
         unsafe { libc::madvise(view.start.cast(), bytes, libc::MADV_NOHUGEPAGE) };
         view

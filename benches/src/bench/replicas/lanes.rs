@@ -1,4 +1,4 @@
-//! What a second replica costs: writes that saturate, one batch alone, bytes on the wire, reads.
+//! What a second replica costs on bare lanes, without an agent's work: writes that saturate, one batch alone, reads.
 //!
 //! The same nodes hold two regions, one with one replica of each extent, in turn on both nodes, and one with
 //! both. Rounds of the two alternate.
@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, PageDone, PageLane, PageRequest, RemoteRegion, Which,
+    await_answers,
 };
 use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 use serde::Serialize;
 
 use super::region::{Measured, nodes, region};
+use super::turns::Turns;
 use super::{Unmeasured, median};
 use crate::bench::Setting;
 use crate::report::Metric;
@@ -98,16 +100,19 @@ impl Driver {
         Ok(())
     }
 
-    /// Polls until something was answered, and lets others have the processor in between, as a fault worker
-    /// does.
-    fn answers(&mut self) -> Result<usize, Unmeasured> {
+    /// Waits until something was answered: of reads as a fault worker does, which polls and lets others have the
+    /// processor in between; of writes as an evictor does, which sleeps.
+    fn answers(&mut self, direction: Direction) -> Result<usize, Unmeasured> {
         self.done.clear();
         let begun = Instant::now();
         while self.lane.poll(&mut self.done) == 0 {
             if begun.elapsed() > SILENCE {
                 return Err(DriverError::Silence.into());
             }
-            std::thread::yield_now();
+            match direction {
+                Direction::Read => std::thread::yield_now(),
+                Direction::Write => await_answers(&mut *self.lane, SILENCE),
+            }
         }
         for done in &self.done {
             done.result?;
@@ -131,7 +136,7 @@ impl Driver {
                 begun += 1;
             }
             self.lane.ring();
-            ended += self.answers()? as u32;
+            ended += self.answers(Direction::Write)? as u32;
             free.extend(self.done.iter().map(|done| done.frame.0));
         }
         Ok(start.elapsed().as_secs_f64())
@@ -149,7 +154,7 @@ impl Driver {
         self.lane.ring();
         let mut ended = 0;
         while ended < BATCH_RUNS as usize {
-            ended += self.answers()?;
+            ended += self.answers(Direction::Write)?;
         }
         Ok(start.elapsed().as_secs_f64() * 1e6)
     }
@@ -169,7 +174,7 @@ impl Driver {
         self.lane.ring();
         let mut ended = 0;
         while ended < count as usize {
-            ended += self.answers()?;
+            ended += self.answers(Direction::Read)?;
         }
         Ok(start.elapsed().as_secs_f64() * 1e6)
     }
@@ -181,7 +186,7 @@ impl Driver {
         let start = Instant::now();
         self.queue(Direction::Read, place * u32::from(run), run, 0)?;
         self.lane.ring();
-        while self.answers()? == 0 {}
+        while self.answers(Direction::Read)? == 0 {}
         Ok(start.elapsed().as_secs_f64() * 1e6)
     }
 
@@ -200,29 +205,24 @@ pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metr
     let mut ones = Driver::open(&one)?;
     let mut twos = Driver::open(&two)?;
     let Parameters { run, in_flight, .. } = *parameters;
-    let (mut over, mut rate_one, mut rate, mut bytes) = (vec![], vec![], vec![], vec![]);
+    let (mut over, mut rate_one, mut rate) = (vec![], vec![], vec![]);
     let (mut alone, mut alone_us) = (vec![], vec![]);
     let (mut read, mut read_us) = (vec![], vec![]);
     // Once unmeasured: what is new is slow.
     ones.saturate(parameters.pages, run, in_flight)?;
     twos.saturate(parameters.pages, run, in_flight)?;
     for round in 0..setting.rounds {
-        let mut stretches = Stretches::default();
+        let mut turns = Turns::default();
         for _ in 0..parameters.stretches {
-            stretches.add(
+            turns.take(
                 || ones.saturate(parameters.pages, run, in_flight),
                 || twos.saturate(parameters.pages, run, in_flight),
             )?;
         }
-        let (first, second) = (median(stretches.first_s), median(stretches.second_s));
+        let (first, second) = turns.medians();
         over.push(first / second);
         rate_one.push(f64::from(parameters.pages) / first);
         rate.push(f64::from(parameters.pages) / second);
-        bytes.extend(
-            stretches
-                .bytes
-                .map(|(first, second)| second as f64 / first as f64),
-        );
         let (mut first, mut second) = (vec![], vec![]);
         for number in 0..parameters.batches {
             let number = number + round * parameters.batches;
@@ -243,53 +243,14 @@ pub(super) fn run(setting: &Setting, parameters: &Parameters) -> Result<Vec<Metr
         read_us.push(second);
     }
     Ok(vec![
-        Metric::median("writeback_r2_over_r1", over, "ratio"),
-        Metric::median("writeback_r1_pages_per_s", rate_one, "1/s"),
-        Metric::median("writeback_r2_pages_per_s", rate, "1/s"),
-        Metric::median("writeback_latency_r2_over_r1", alone, "ratio"),
-        Metric::median("writeback_r2_batch_p50_us", alone_us, "us"),
-        Metric::median("writeback_bytes_ratio", bytes, "ratio"),
+        Metric::median("lane_writes_r2_over_r1", over, "ratio"),
+        Metric::median("lane_r1_pages_per_s", rate_one, "1/s"),
+        Metric::median("lane_r2_pages_per_s", rate, "1/s"),
+        Metric::median("lane_batch_r2_over_r1", alone, "ratio"),
+        Metric::median("lane_r2_batch_p50_us", alone_us, "us"),
         Metric::median("read_r2_over_r1", read, "ratio"),
         Metric::median("read_r2_p50_us", read_us, "us"),
     ])
-}
-
-/// Saturated writing in turns, so short that what else the machine does at a time meets both.
-#[derive(Default)]
-struct Stretches {
-    first_s: Vec<f64>,
-    second_s: Vec<f64>,
-    /// What both have sent; `None`: nobody counts.
-    bytes: Option<(u64, u64)>,
-}
-
-impl Stretches {
-    fn add(
-        &mut self,
-        first: impl FnOnce() -> Result<f64, Unmeasured>,
-        second: impl FnOnce() -> Result<f64, Unmeasured>,
-    ) -> Result<(), Unmeasured> {
-        let begun = wire_bytes();
-        self.first_s.push(first()?);
-        let between = wire_bytes();
-        self.second_s.push(second()?);
-        let ended = wire_bytes();
-        if let (Some(begun), Some(between), Some(ended)) = (begun, between, ended) {
-            let (first, second) = self.bytes.unwrap_or_default();
-            self.bytes = Some((first + between - begun, second + ended - between));
-        }
-        Ok(())
-    }
-}
-
-/// Bytes that all network interfaces of this machine have sent, as the kernel counts them.
-fn wire_bytes() -> Option<u64> {
-    let table = std::fs::read_to_string("/proc/net/dev").ok()?;
-    let sent = table.lines().skip(2).filter_map(|line| {
-        let (_, figures) = line.split_once(':')?;
-        figures.split_whitespace().nth(8)?.parse::<u64>().ok()
-    });
-    Some(sent.sum())
 }
 
 /// Bytes of a page, where figures need them.

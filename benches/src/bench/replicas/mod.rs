@@ -1,9 +1,10 @@
 //! `replicas`: what a second replica costs, how soon a dead node is got over, how fast it is made up for, and
 //! what the control plane's placement costs and comes to.
 //!
-//! Pages are moved over a lane, as fault workers and evictors move them, between this process and memory
-//! nodes that are processes of their own; what the kernel's part of a fault takes is not in these figures, so
-//! the ratios are harder than those of whole faults. All ratios are taken within a round.
+//! Write-back is an agent's. In the other parts pages are moved over a lane, as fault workers and evictors move
+//! them, between this process and memory nodes that are processes of their own; what the kernel's part of a fault
+//! takes is not in these figures, so the ratios are harder than those of whole faults. All ratios are taken within
+//! a round.
 
 mod checksum;
 mod failover;
@@ -12,6 +13,8 @@ mod placement;
 mod rebuild;
 mod region;
 mod sealing;
+mod turns;
+mod write_back;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -40,6 +43,7 @@ const NAMES: [(&str, &str); 13] = [
 pub(crate) struct Parameters {
     #[serde(flatten)]
     setting: Setting,
+    write_back: write_back::Parameters,
     lanes: lanes::Parameters,
     failover: failover::Parameters,
     rebuild: rebuild::Parameters,
@@ -53,6 +57,7 @@ pub(crate) fn parameters(setting: Setting, parts: &[Part]) -> Parameters {
     Parameters {
         setting,
         parts: (!parts.is_empty()).then(|| parts.to_vec()),
+        write_back: write_back::Parameters::default(),
         lanes: lanes::Parameters::default(),
         failover: failover::Parameters::default(),
         rebuild: rebuild::Parameters::default(),
@@ -64,7 +69,9 @@ pub(crate) fn parameters(setting: Setting, parts: &[Part]) -> Parameters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Part {
-    /// Writes and reads of one replica and of two.
+    /// A program's write-back to one replica and to two.
+    WriteBack,
+    /// Writes and reads of bare lanes, to one replica and to two.
     Lanes,
     /// What a page's checksum adds to its copy.
     Checksum,
@@ -87,7 +94,10 @@ pub(crate) type Unmeasured = Box<dyn std::error::Error>;
 pub(crate) fn run(parameters: &Parameters) -> Result<Findings, BenchError> {
     let setting = &parameters.setting;
     crate::placement::pin(setting.placement.program_cpu).map_err(std::io::Error::from)?;
-    let parts: [(Part, Take<'_>); 6] = [
+    let parts: [(Part, Take<'_>); 7] = [
+        (Part::WriteBack, &|| {
+            write_back::run(setting, &parameters.write_back)
+        }),
         (Part::Lanes, &|| lanes::run(setting, &parameters.lanes)),
         (Part::Checksum, &|| checksum::run(setting.rounds)),
         (Part::Sealing, &|| sealing::run(setting.rounds)),
