@@ -30,6 +30,8 @@ use crate::page_table::{PageState, Word};
 const BLOCK_PAGES: u32 = MAX_RUN_PAGES as u32;
 /// Blocks under way at most.
 const BLOCKS: u32 = 16;
+/// Blocks that go out together: a call to the kernel, and waking a node, take as long as some pages.
+const TOGETHER: u32 = 4;
 /// How long the lane stays open for the next flush, ns.
 const RESTS_NS: u64 = 10_000_000_000;
 /// How often a resting lane that says that it has something is looked at before others have their turn.
@@ -47,6 +49,7 @@ pub(crate) fn flush(shared: &Shared) -> Result<(), RegionError> {
         errand,
         blocks: vec![Block::default(); blocks as usize],
         free: (0..blocks).collect(),
+        queued: 0,
     };
     let mut next = 0;
     while next < all {
@@ -144,6 +147,8 @@ struct Flush<'a> {
     blocks: Vec<Block>,
     /// Numbers of blocks of which nothing is under way.
     free: Vec<u32>,
+    /// Blocks that were queued since it rang.
+    queued: u32,
 }
 
 impl Flush<'_> {
@@ -251,12 +256,21 @@ impl Flush<'_> {
                 which: Which::Live,
             };
             self.blocks[number as usize].under_way += 1;
-            while !self.errand.begin(request) {
+            while !self.errand.queue(request) {
                 self.wait(LONGEST_WAIT)?;
             }
         }
+        self.queued += 1;
+        if self.queued == TOGETHER {
+            self.ring();
+        }
         self.ended(number);
         Ok(())
+    }
+
+    fn ring(&mut self) {
+        self.queued = 0;
+        self.errand.ring();
     }
 
     fn ended(&mut self, number: u32) {
@@ -270,6 +284,7 @@ impl Flush<'_> {
     /// Until a run was answered, or `most` is over.
     fn wait(&mut self, most: Duration) -> Result<(), RegionError> {
         let shared = self.errand.shared;
+        self.ring();
         if self.answers()? {
             return Ok(());
         }

@@ -65,11 +65,15 @@ impl<'a> Errand<'a> {
         unsafe { frames.as_ptr().add(at) }
     }
 
-    /// Sends a request out; false: the lane is full, something is to be answered first.
-    pub(super) fn begin(&mut self, request: PageRequest) -> bool {
-        let taken = self.lane.queue(request).is_ok();
+    /// Takes a request, which goes out with the next [`Self::ring`]; false: the lane is full, something is to be
+    /// answered first.
+    pub(super) fn queue(&mut self, request: PageRequest) -> bool {
+        self.lane.queue(request).is_ok()
+    }
+
+    /// Sends out what is queued.
+    pub(super) fn ring(&mut self) {
         self.lane.ring();
-        taken
     }
 
     /// What was answered, if something was.
@@ -126,9 +130,10 @@ impl<'a> Errand<'a> {
             frame: FrameIndex(0),
             which,
         };
-        while !self.begin(request) {
+        while !self.queue(request) {
             self.sleep(LONGEST_WAIT);
         }
+        self.ring();
         loop {
             if let Some(done) = self.answer() {
                 return Ok((self.failure(&done)?, done.wrong));
