@@ -59,6 +59,40 @@ fn what_was_written_before_a_flush_is_remote_after_it() {
 }
 
 #[test]
+fn a_flush_sends_what_differs_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = LocalTarget::new(PAGES);
+    let remote = FakeRemote::new(PAGES, 1);
+    let region = attach(&target, remote.clone(), config("part", dir.path(), 2048));
+    for page in 0..PAGES {
+        target.fill(page, 1);
+    }
+    region.flush().expect("flushed");
+    let mut dice = Dice::new(11);
+    let sent = || remote.store.bytes_written.load(Ordering::SeqCst);
+    for one_in in [1, 2, 3, 17, 300, 5000] {
+        let before = sent();
+        let written: Vec<u32> = (0..PAGES).filter(|_| dice.below(one_in) == 0).collect();
+        for page in &written {
+            target.word(*page, 9).fetch_add(1, Ordering::Relaxed);
+        }
+        region.flush().expect("flushed");
+        assert_eq!(
+            sent() - before,
+            4096 * written.len() as u64,
+            "1 in {one_in}"
+        );
+        let mut bytes = [0; 8];
+        for page in 0..PAGES {
+            remote.read(page, 9 * 8, &mut bytes);
+            let here = target.word(page, 9).load(Ordering::Relaxed);
+            assert_eq!(u64::from_le_bytes(bytes), here, "page {page}");
+        }
+    }
+    region.end();
+}
+
+#[test]
 fn flushes_keep_their_lane_and_it_answers_between_them() {
     let dir = tempfile::tempdir().expect("a directory");
     let target = LocalTarget::new(PAGES);
