@@ -168,6 +168,12 @@ fn words(notice: &Notice) -> String {
             )
         }
         Notice::Fenced => "another owner has its memory; this copy of the VM is ended".to_owned(),
+        Notice::Failed(panic) => {
+            format!(
+                "its memory is not served, because {panic}, which is a bug in mycoram; QEMU waits"
+            )
+        }
+        Notice::GoesOn => "its memory is served again; nothing was lost".to_owned(),
         Notice::ComingHome => {
             "bringing its memory home; another signal leaves QEMU waiting for `myco vm attach`"
                 .to_owned()

@@ -299,6 +299,7 @@ fn region_status(error: &RegionError) -> Status {
         RegionError::OutOfRange { .. } => Status::InvalidArgument,
         RegionError::LostPages { .. } => Status::Lost,
         RegionError::Lane(_) => Status::Unreachable,
+        RegionError::Failed(_) => Status::Bug,
         RegionError::Ended | RegionError::Config(_) | RegionError::State(_) => Status::System,
     }
 }

@@ -3,6 +3,8 @@
 //! It goes to the program's `tracing` subscriber; where there is none, as in every C program, to standard
 //! error, because the program would otherwise die without a word.
 
+use mycoram_agent::ThreadPanic;
+
 fn say(sentence: &str) {
     if tracing::dispatcher::has_been_set() {
         tracing::error!("{sentence}");
@@ -33,6 +35,14 @@ pub(crate) fn unknown() {
 /// Somebody else has the region.
 pub(crate) fn fenced() {
     say("this program's far memory has a new owner: nothing of it is served here any more");
+}
+
+/// The library itself has failed.
+pub(crate) fn failed(panic: &ThreadPanic) {
+    say(&format!(
+        "this program's far memory is not served any more, because {panic}, which is a bug in mycoram: an access \
+         to a page that is not local raises SIGBUS"
+    ));
 }
 
 /// The daemon has gone, or is back.

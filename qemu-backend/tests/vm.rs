@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fake_remote::FakeRemote;
 use mycoram_agent::daemon::{RemoteSource, SourceError};
 use mycoram_agent::{Owner, RegionConfig};
-use mycoram_fabric::pages::RemoteRegion;
+use mycoram_fabric::pages::{Direction, RemoteRegion};
 use mycoram_fabric::transport::Mapping;
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, RegionId};
 use mycoram_qemu::attach::AttachOptions;
@@ -40,6 +40,8 @@ const DEFAULT_EXTENT: ByteCount = ByteCount::new(16 << 20);
 struct FileNodes {
     path: PathBuf,
     released: Arc<AtomicBool>,
+    /// A page whose READ panics, under epochs up to this one.
+    trap: Option<(u32, Epoch)>,
 }
 
 impl FileNodes {
@@ -47,6 +49,7 @@ impl FileNodes {
         Self {
             path: directory.join("far"),
             released: Arc::new(AtomicBool::new(false)),
+            trap: None,
         }
     }
 
@@ -65,6 +68,9 @@ impl FileNodes {
         let memory = Mapping::shared(&file, bytes.get() as usize)?;
         let pages = (bytes.get() / PAGE_BYTES as u64) as u32;
         let fake = FakeRemote::over(Arc::new(memory), pages, 2);
+        if let Some((page, _)) = self.trap.filter(|(_, until)| epoch <= *until) {
+            *fake.store.trap.lock().unwrap() = Some((Direction::Read, page));
+        }
         let watched = Watched {
             inner: fake,
             released: Arc::clone(&self.released),
@@ -220,6 +226,40 @@ fn a_vm_with_a_quarter_of_its_ram_runs_right_and_leaves_nothing() {
             .unwrap()
             .collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_vm_whose_agent_has_a_bug_goes_on_until_it_has_it_again_and_again() {
+    const MIDDLE: u32 = (RAM.get() / 2 / PAGE_BYTES as u64) as u32;
+    let binary = binaries().swap_remove(0);
+    for (epochs, comes_through) in [(2, true), (u64::MAX, false)] {
+        let place = Place::new();
+        let mut nodes = FileNodes::new(place.directory.path());
+        nodes.trap = Some((MIDDLE, Epoch::new(epochs)));
+        let (mut failed, mut gone_on) = (0, 0);
+        let ran = place
+            .run("bug", &binary, 3)
+            .run(&place.registry, &nodes, &mut |notice| match notice {
+                Notice::Failed(panic) => {
+                    assert_eq!(panic.thread, "myco-fault-0");
+                    failed += 1;
+                }
+                Notice::GoesOn => gone_on += 1,
+                _ => {}
+            });
+        match ran {
+            Ok(ran) if comes_through => {
+                assert_eq!(ran.outcome.exit_code(), guest::GOOD as u8);
+                let region = ran.figures.unwrap().region.unwrap();
+                assert_eq!((region.thread_panics, region.lost), (2, 0));
+                assert_eq!((failed, gone_on), (2, 2));
+            }
+            Err(RunError::Failed(_)) if !comes_through => assert_eq!((failed, gone_on), (4, 3)),
+            other => panic!("{other:?}"),
+        }
+        assert!(nodes.released.load(Ordering::SeqCst));
+        assert!(place.registry.list().unwrap().vms.is_empty());
     }
 }
 

@@ -33,6 +33,9 @@
 //!   Ceph) may go on writing into a page that has left: give it the memory of a file. A part that is made
 //!   read-only stays resident.
 //! * Without a living agent the target waits at every missing page, and in munmap and madvise.
+//! * A thread of an agent that panics ends its region, and no other: [`RegionEvent::Failed`]. The daemon and `myco vm`
+//!   take it over themselves, as they would another agent's, unless that happens again and again ([`Patience`]). A
+//!   program that serves itself keeps what is resident; every other access raises SIGBUS.
 //!
 //! The agent knows remote pages only as `fabric::pages::RemoteRegion`; which nodes hold them, and who
 //! decides that, is not its business.
@@ -42,6 +45,7 @@ pub mod daemon;
 mod engine;
 pub mod kernel;
 mod page_table;
+mod patience;
 pub mod policy;
 mod runtime;
 pub mod seal;
@@ -53,9 +57,10 @@ pub use config::{
     PrefetchPolicy, RegionConfig, RegionName, VictimPolicy,
 };
 pub use page_table::{StateFileError, WordError};
+pub use patience::Patience;
 pub use runtime::{
     AttachError, EventHandler, Figures, LostPage, Owner, Places, Region, RegionError, RegionEvent,
-    SavedRegion, SetUpError, TakeOverError,
+    SavedRegion, SetUpError, TakeOverError, ThreadPanic,
 };
 pub use stats::{LATENCY_BUCKETS_US, RegionStats, STATS_VERSION, StatsError};
 pub use target::{

@@ -109,6 +109,12 @@ pub struct RegionStats {
     /// Those of them whose seal did not open: changed at the memory node, or an older version of the page.
     #[serde(default)]
     pub seals_broken: u64,
+    /// Threads of the region that panicked. Each time it was not served any more, until it was taken over.
+    #[serde(default)]
+    pub thread_panics: u64,
+    /// What the first of them said, if the region is not served any more for that reason.
+    #[serde(default)]
+    pub failure: Option<String>,
     /// What the lanes moved.
     pub transport: RemoteStats,
 }

@@ -160,6 +160,7 @@ fn tell(event: RegionEvent) {
             notice::lost(total, node);
         }
         RegionEvent::Fenced => notice::fenced(),
+        RegionEvent::Failed(panic) => notice::failed(&panic),
         RegionEvent::TargetExited => {}
     }
 }

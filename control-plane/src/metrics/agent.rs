@@ -154,6 +154,7 @@ const COUNTERS: [(&str, &str, &str, Split); 8] = [
             ("rebuild_failed", t.rebuild_failures),
             ("place_refused", t.places_refused),
             ("place_not_answered", t.places_away),
+            ("thread_panicked", s.thread_panics),
         ]
     }),
 ];

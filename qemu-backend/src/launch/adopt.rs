@@ -4,19 +4,20 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use mycoram_agent::daemon::RemoteSource;
-use mycoram_agent::{EventHandler, Region, RegionConfig, SavedRegion};
+use mycoram_agent::{EventHandler, Region, RegionConfig};
 use mycoram_fabric::units::ByteCount;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::going_on::{Served, succeed};
 use super::remote::Unused;
-use super::served::{Events, Woken, last_figures, target_of, wait};
+use super::served::{Events, Woken, target_of};
 use super::signals::Signals;
 use super::{Notice, Outcome, Ran, RunError};
 use crate::attach::{AttachError, AttachOptions, TakeOver, attach, guest_memory};
 use crate::process::{PidFd, ProcessIdentity};
 use crate::qmp::{self, Qmp};
-use crate::registry::{RECORD_VERSION, Registry, VmFigures, VmRecord, VmState};
+use crate::registry::{RECORD_VERSION, Registry, VmRecord, VmState};
 
 /// A running QEMU to be put on far memory.
 #[derive(Clone, Debug)]
@@ -70,29 +71,28 @@ impl VmAttach {
         let pidfd = PidFd::open_identity(record.target.process).map_err(AttachError::from)?;
 
         let mut signals = Some(signals);
+        let mut served = Served::new((region, events), nodes, self.region_of(&record));
         let (outcome, figures) = loop {
-            let woken = wait(&pidfd, signals.as_ref(), &events, notify)?;
-            let figures = |state| VmFigures::new(&record, state, Some(region.stats()));
-            match woken {
-                Woken::QemuEnded => {
-                    let stats = last_figures(&region, &events, notify);
-                    let figures = VmFigures::new(&record, VmState::Ended, Some(stats));
-                    // The nodes get their memory back.
-                    region.end();
-                    break (Outcome::Ended(None), figures);
-                }
+            match served.wait(&pidfd, signals.as_ref(), notify)? {
+                Woken::QemuEnded => break (Outcome::Ended(None), served.end(&record, notify)),
                 Woken::Fenced => {
                     // Another host has this VM: the copy here must not go on.
                     let _ = pidfd.send_signal(Signal::SIGKILL);
-                    break (Outcome::Ended(None), figures(VmState::Ended));
+                    break (
+                        Outcome::Ended(None),
+                        served.figures(&record, VmState::Ended),
+                    );
                 }
                 Woken::Signal(_) => {
                     notify(Notice::ComingHome);
                     signals = None;
-                    match region.detach() {
-                        Ok(()) => break (Outcome::Detached, figures(VmState::Running)),
+                    match served.region().map(Region::detach) {
                         // It goes on, or QEMU has ended: the next wait tells.
-                        Err(error) => notify(Notice::StaysAway(error)),
+                        Some(Err(error)) => notify(Notice::StaysAway(error)),
+                        None => {}
+                        Some(Ok(())) => {
+                            break (Outcome::Detached, served.figures(&record, VmState::Running));
+                        }
                     }
                 }
             }
@@ -170,6 +170,15 @@ impl VmAttach {
         Ok((record, region))
     }
 
+    /// The region of a VM that has a record.
+    fn region_of(&self, record: &VmRecord) -> RegionConfig {
+        RegionConfig {
+            name: record.name.clone(),
+            state_dir: record.state_dir.clone(),
+            ..self.region.clone()
+        }
+    }
+
     /// The agent has died: everything is still in QEMU, in the state file and at the nodes.
     fn take_over(
         &self,
@@ -180,23 +189,14 @@ impl VmAttach {
         notify: &mut dyn FnMut(Notice),
     ) -> Result<(VmRecord, Region), RunError> {
         let start = Instant::now();
-        let saved =
-            SavedRegion::open(&former.state_dir, &former.name).map_err(RunError::TakeOver)?;
-        let (remote, owner) = nodes.reopen(&saved.owner()).map_err(RunError::Remote)?;
-        let target = saved.target().map_err(RunError::TakeOver)?;
-        let config = RegionConfig {
-            name: former.name.clone(),
-            state_dir: former.state_dir.clone(),
-            ..self.region.clone()
-        };
+        let config = self.region_of(&former);
         let record = VmRecord {
             agent: ProcessIdentity::own()?,
             local_budget: config.local_budget,
             ..former
         };
         // From here on it is ours: a write that fails must not make QEMU wait again.
-        let region = Region::take_over(saved, target, remote, owner, config, handler)
-            .map_err(RunError::TakeOver)?;
+        let region = succeed(nodes, config, handler)?;
         if let Err(error) = registry.write(&record) {
             tracing::warn!(%error, "the new agent is not recorded");
         }

@@ -78,6 +78,9 @@ pub enum RunError {
     /// The agent cannot go on where another stopped.
     #[error("the agent cannot take the VM's memory over")]
     TakeOver(#[source] mycoram_agent::TakeOverError),
+    /// A bug, again and again.
+    #[error("the VM's memory is not served any more, after it was taken over several times")]
+    Failed(#[source] mycoram_agent::ThreadPanic),
     /// Another agent serves this QEMU.
     #[error("QEMU {pid} already has an agent: process {agent}")]
     HasAgent {

@@ -4,7 +4,7 @@
 //!   arguments: the user's + ours (memory backend, -S, a QMP socket)        pure
 //!   spawn -> QMP answers -> attach -> the agent serves -> record -> cont
 //!                                                                 |
-//!                      signals -> QEMU    region's events -> notices
+//!                      signals -> QEMU    region's events -> notices    a failed region -> taken over, here
 //!                                                                 v
 //!   QEMU ends -> the region ends (remote memory is freed) -> record removed -> its exit code is ours
 //! ```
@@ -16,6 +16,7 @@
 mod adopt;
 mod arguments;
 mod error;
+mod going_on;
 mod remote;
 mod run;
 mod served;

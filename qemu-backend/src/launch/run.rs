@@ -9,8 +9,9 @@ use mycoram_agent::{Region, RegionConfig};
 use mycoram_fabric::units::ByteCount;
 use nix::sys::signal::Signal;
 
+use super::going_on::Served;
 use super::remote::Unused;
-use super::served::{Events, Woken, last_figures, target_of, wait};
+use super::served::{Events, Woken, target_of};
 use super::signals::Signals;
 use super::terminal::Terminal;
 use super::{Backing, Notice, Outcome, Ran, RunError, SpawnError, SpawnedQemu, merge, spawn};
@@ -18,7 +19,7 @@ use crate::attach::{AttachError, AttachOptions, TakeOver, attach};
 use crate::inject::InjectError;
 use crate::process::ProcessIdentity;
 use crate::qmp::{Qmp, QmpError};
-use crate::registry::{RECORD_VERSION, Registry, VmFigures, VmRecord, VmState};
+use crate::registry::{RECORD_VERSION, Registry, VmRecord};
 
 /// A VM to be run on far memory.
 #[derive(Clone, Debug)]
@@ -111,6 +112,7 @@ impl VmRun {
             attach_us: attach.as_micros() as u64,
             stopped_us: stopped.as_micros() as u64,
         };
+        let mut served = Served::new((region, events), nodes, self.region.clone());
         let ran = registry
             .write(&record)
             .map_err(RunError::from)
@@ -125,20 +127,14 @@ impl VmRun {
                 if !merged.stay_paused {
                     start_guest(qmp)?;
                 }
-                accompany(&qemu, &signals, &events, notify)
+                accompany(&qemu, &signals, &mut served, notify)
             });
         if ran.is_err() {
             // It does not outlive us; nothing of it is worth keeping.
             let _ = qemu.pidfd().send_signal(Signal::SIGKILL);
         }
         let status = qemu.wait()?;
-        let figures = VmFigures::new(
-            &record,
-            VmState::Ended,
-            Some(last_figures(&region, &events, notify)),
-        );
-        // The nodes get their memory back.
-        region.end();
+        let figures = served.end(&record, notify);
         ran?;
         Ok(Ran {
             outcome: Outcome::Ended(Some(status)),
@@ -160,11 +156,11 @@ fn start_guest(mut qmp: Qmp) -> Result<(), RunError> {
 fn accompany(
     qemu: &SpawnedQemu,
     signals: &Signals,
-    events: &Events,
+    served: &mut Served<'_>,
     notify: &mut dyn FnMut(Notice),
 ) -> Result<(), RunError> {
     loop {
-        match wait(qemu.pidfd(), Some(signals), events, notify)? {
+        match served.wait(qemu.pidfd(), Some(signals), notify)? {
             Woken::QemuEnded => return Ok(()),
             Woken::Signal(received) => {
                 if !received.by_terminal {

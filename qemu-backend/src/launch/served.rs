@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use mycoram_agent::{
-    EventHandler, LostPage, Region, RegionError, RegionEvent, RegionStats, Target,
+    EventHandler, LostPage, Region, RegionError, RegionEvent, RegionStats, Target, ThreadPanic,
 };
 use mycoram_fabric::units::ByteCount;
 use nix::errno::Errno;
@@ -54,6 +54,10 @@ pub enum Notice {
     },
     /// Another owner with a higher epoch has the VM's memory: nothing is served any more.
     Fenced,
+    /// A bug: the VM's memory is not served now, and QEMU waits at each page that is not resident.
+    Failed(ThreadPanic),
+    /// After such a failure it is served again. Nothing was lost.
+    GoesOn,
     /// The memory is being brought home, so that QEMU can go on alone. A signal from now on ends us at
     /// once; QEMU then waits for another agent.
     ComingHome,
@@ -156,7 +160,14 @@ pub(super) fn last_figures(
     stats
 }
 
-/// What ended the wait.
+/// What ended a wait.
+pub(super) enum Heard {
+    Woken(Woken),
+    /// The region is not served any more.
+    Failed(ThreadPanic),
+}
+
+/// What whoever stays with a QEMU has to do something about.
 pub(super) enum Woken {
     /// QEMU has ended.
     QemuEnded,
@@ -173,7 +184,7 @@ pub(super) fn wait(
     signals: Option<&Signals>,
     events: &Events,
     notify: &mut dyn FnMut(Notice),
-) -> Result<Woken, RunError> {
+) -> Result<Heard, RunError> {
     loop {
         let mut fds = [
             PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
@@ -189,7 +200,7 @@ pub(super) fn wait(
             done => done.map_err(io::Error::from)?,
         };
         let _ = events.bell.read();
-        let mut fenced = false;
+        let (mut fenced, mut failed) = (false, None);
         for event in events.receiver.try_iter() {
             match event {
                 RegionEvent::Lost { pages, total } => {
@@ -197,19 +208,24 @@ pub(super) fn wait(
                     notify(Notice::Lost { pages, total });
                 }
                 RegionEvent::Fenced => fenced = true,
+                RegionEvent::Failed(panic) => failed = Some(panic),
                 // The pidfd tells it as well, and the status besides.
                 RegionEvent::TargetExited => {}
             }
         }
         if pidfd.has_exited()? {
-            return Ok(Woken::QemuEnded);
-        }
-        if let Some(received) = signals.map(Signals::next).transpose()?.flatten() {
-            return Ok(Woken::Signal(received));
+            return Ok(Heard::Woken(Woken::QemuEnded));
         }
         if fenced {
             notify(Notice::Fenced);
-            return Ok(Woken::Fenced);
+            return Ok(Heard::Woken(Woken::Fenced));
+        }
+        if let Some(panic) = failed {
+            return Ok(Heard::Failed(panic));
+        }
+        // Last: a signal is still there the next time, an event is not.
+        if let Some(received) = signals.map(Signals::next).transpose()?.flatten() {
+            return Ok(Heard::Woken(Woken::Signal(received)));
         }
     }
 }

@@ -2,16 +2,17 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::intake::{self, Life};
-use super::keeper::{Ending, Keeper, Mail, Mailbox};
+use super::keeper::{Ending, Failed, Keeper, Mail, Mailbox};
 use super::message::{Mapping, Refusal, Request, Token, in_words};
 use super::record::Record;
 use super::shared::{
     Entry, Promise, Shared, State, engine, lock, new_name, news, region_config, set_state,
 };
 use super::socket::{Peer, Socket};
-use super::succession::take_over;
+use super::succession::{await_end, take_over};
 use super::visitor::refuse;
 use crate::kernel::PidFd;
 use crate::{Region, RegionName};
@@ -107,14 +108,47 @@ fn own(process: &PidFd) -> Result<PidFd, Refusal> {
 /// Enters the region in the table and keeps it on this thread.
 pub(super) fn serve(shared: &Arc<Shared>, keeper: Keeper) {
     let name = keeper.record.name.clone();
-    let entry = Entry {
-        record: keeper.record.clone(),
-        state: State::Served(Arc::clone(&keeper.mailbox)),
-    };
-    lock(&shared.regions).insert(name.clone(), entry);
-    if keeper.run() == Ending::Over {
-        lock(&shared.regions).remove(&name);
+    {
+        let mut regions = lock(&shared.regions);
+        let known = regions.get(&name);
+        let entry = Entry {
+            record: keeper.record.clone(),
+            state: State::Served(Arc::clone(&keeper.mailbox)),
+            patience: known.map(|entry| entry.patience).unwrap_or_default(),
+        };
+        regions.insert(name.clone(), entry);
     }
+    match keeper.run() {
+        Ending::Over => {
+            lock(&shared.regions).remove(&name);
+        }
+        Ending::Left => {}
+        Ending::Failed(failed) => failed_here(shared, failed),
+    }
+}
+
+/// The region waits for its program to ask for it again, or, if that has been tried too often, to be told that it is
+/// over.
+fn failed_here(shared: &Arc<Shared>, failed: Failed) {
+    let Failed {
+        process,
+        promise,
+        record,
+        socket,
+    } = failed;
+    if let Some(entry) = lock(&shared.regions).get_mut(&record.name) {
+        let again = entry.patience.again(Instant::now());
+        let (region, times) = (&record.name, entry.patience.total());
+        if again {
+            tracing::warn!(%region, times, "a client's region has failed; it is taken over when its program asks");
+            entry.state = State::Waiting(promise);
+        } else {
+            tracing::error!(%region, times, "a client's region fails again and again: it is given up");
+            entry.state = State::GivenUp(promise);
+        }
+    }
+    await_end(shared, process, record);
+    drop(socket);
 }
 
 /// What a program that connects again brings.
@@ -134,7 +168,7 @@ pub(super) fn resume(
     process: PidFd,
     asked: Resumption,
 ) -> Result<(), Refusal> {
-    let (record, promise) = {
+    let (record, promise, panics) = {
         let mut regions = lock(&shared.regions);
         let entry = regions.get_mut(&asked.name).filter(|entry| {
             entry.record.token.matches(&asked.token)
@@ -156,7 +190,12 @@ pub(super) fn resume(
                 refuse(&socket, Refusal::Busy);
                 return Err(Refusal::Busy);
             }
-            State::Waiting(promise) => (entry.record.clone(), promise),
+            State::Waiting(promise) => (entry.record.clone(), promise, entry.patience.total()),
+            State::GivenUp(promise) => {
+                entry.state = State::GivenUp(promise);
+                refuse(&socket, Refusal::Over);
+                return Err(Refusal::Over);
+            }
         }
     };
     let taken = own(&process)
@@ -167,6 +206,7 @@ pub(super) fn resume(
         .and_then(|target| take_over(shared, &record, Some(target)));
     match taken {
         Ok((region, mailbox)) => {
+            region.after_panics(panics);
             mailbox.put(Mail::Socket(socket));
             serve(
                 shared,

@@ -7,10 +7,12 @@
 //!   mailbox <  a new socket       -> the program has connected again
 //!              news of the region -> told to the program; the region's end
 //!   closing    the daemon ends    -> the region is left as it is, for the next daemon
+//!   a panic    the region failed  -> it is left as by a killed daemon; its program connects again, and has it taken over
 //! ```
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mycoram_fabric::units::{ByteCount, PageCount, PageIndex};
@@ -72,12 +74,22 @@ impl Mailbox {
 }
 
 /// How a region's service came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// It is over: nothing of it is left.
     Over,
     /// It waits for the next daemon.
     Left,
+    /// It cannot be served any more as it is: see [`crate::RegionEvent::Failed`].
+    Failed(Failed),
+}
+
+/// What is left when a region has failed: everything that a successor needs.
+pub(super) struct Failed {
+    pub(super) process: PidFd,
+    pub(super) promise: Promise,
+    pub(super) record: Record,
+    /// To be closed when the region can be had again: then its program asks for it.
+    pub(super) socket: Option<Socket>,
 }
 
 /// See the module.
@@ -100,6 +112,7 @@ enum Turn {
     /// Its remote pages are another owner's.
     Abandon,
     Leave,
+    Failed,
 }
 
 impl Keeper {
@@ -126,10 +139,21 @@ impl Keeper {
     /// Serves until the region is over or the daemon ends.
     pub(super) fn run(mut self) -> Ending {
         loop {
-            let turn = self.wait_and_serve();
-            match turn {
+            // A request that panics on this thread leaves pages in states that nobody ends.
+            let turn = catch_unwind(AssertUnwindSafe(|| self.wait_and_serve()));
+            match turn.unwrap_or(Turn::Failed) {
                 Turn::On => {}
                 Turn::Leave => return Ending::Left,
+                Turn::Failed => {
+                    // Its page table is closed with it.
+                    drop(self.region);
+                    return Ending::Failed(Failed {
+                        process: self.process,
+                        promise: self.promise,
+                        record: self.record,
+                        socket: self.socket,
+                    });
+                }
                 Turn::Abandon => {
                     self.record.remove(&self.state_dir);
                     return Ending::Over;
@@ -217,6 +241,8 @@ impl Keeper {
                 self.notify(Notice::Fenced);
                 Turn::Abandon
             }
+            // Those who have to know of it were told by the region.
+            Mail::News(RegionEvent::Failed(_)) => Turn::Failed,
         }
     }
 

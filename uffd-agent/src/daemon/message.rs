@@ -217,7 +217,9 @@ pub enum Refusal {
     #[error("the region is being taken over; ask again")]
     Busy,
     /// Nothing can be done with it any more.
-    #[error("the region is over: its process has ended, or another owner has it")]
+    #[error(
+        "the region is over: its process has ended, another owner has it, or it fails again and again"
+    )]
     Over,
     /// The memory nodes gave none, or are not there.
     #[error("the daemon has no remote memory for it: {words}")]

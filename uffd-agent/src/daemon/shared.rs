@@ -17,7 +17,7 @@ use super::record::Record;
 use super::socket::Peer;
 use super::source::RemoteSource;
 use crate::kernel::UserfaultDevice;
-use crate::{RegionConfig, RegionName};
+use crate::{Patience, RegionConfig, RegionName};
 
 /// What is known of a region.
 pub(super) enum State {
@@ -25,13 +25,18 @@ pub(super) enum State {
     Busy,
     /// It is served.
     Served(Arc<Mailbox>),
-    /// An earlier daemon served it, and its process may not be reached from here.
+    /// It is not served, and its program is to connect again: an earlier daemon served it whose rights we have not, or
+    /// it has failed here.
     Waiting(Promise),
+    /// It has failed too often. Its program, told so, gets a signal at each page that is not resident.
+    GivenUp(Promise),
 }
 
 pub(super) struct Entry {
     pub(super) record: Record,
     pub(super) state: State,
+    /// With its failures here.
+    pub(super) patience: Patience,
 }
 
 pub(super) struct Shared {

@@ -16,7 +16,7 @@ use super::shared::{
     Entry, Promise, Shared, State, engine, lock, news, region_config, set_state, spawn,
 };
 use crate::kernel::PidFd;
-use crate::{Region, RegionStats, SavedRegion, Target};
+use crate::{Patience, Region, RegionStats, SavedRegion, Target};
 
 /// Goes on where an earlier daemon stopped: with the descriptors that the program has brought, or with
 /// those taken from it.
@@ -65,6 +65,7 @@ pub(super) fn take_over_all(shared: &Arc<Shared>) -> Result<(), StartError> {
         let entry = Entry {
             record: record.clone(),
             state: State::Busy,
+            patience: Patience::default(),
         };
         lock(&shared.regions).insert(record.name.clone(), entry);
         let promise = Promise::inherit(shared, &record);
@@ -91,7 +92,7 @@ pub(super) fn take_over_all(shared: &Arc<Shared>) -> Result<(), StartError> {
 }
 
 /// Sees to it that a program which ends while it is waited for is not waited for any longer.
-fn await_end(shared: &Arc<Shared>, process: PidFd, record: Record) {
+pub(super) fn await_end(shared: &Arc<Shared>, process: PidFd, record: Record) {
     let of = Arc::clone(shared);
     let started = spawn(shared, "myco-waiting", move || {
         let mut fds = [
@@ -105,7 +106,7 @@ fn await_end(shared: &Arc<Shared>, process: PidFd, record: Record) {
         let mut regions = lock(&of.regions);
         let waiting = regions
             .get(&record.name)
-            .is_some_and(|entry| matches!(entry.state, State::Waiting(_)));
+            .is_some_and(|entry| matches!(entry.state, State::Waiting(_) | State::GivenUp(_)));
         if waiting {
             regions.remove(&record.name);
             drop(regions);

@@ -23,6 +23,7 @@ use mycoram_fabric::units::{PAGE_BYTES, PageIndex};
 use nix::sys::signal::SigSet;
 use twox_hash::XxHash3_64;
 
+use super::failure;
 use super::orders::{Errand, FRAMES, LOOK_AGAIN, still_serving};
 use super::region::RegionError;
 use super::shared::Shared;
@@ -40,6 +41,9 @@ const TELL_EVERY: Duration = Duration::from_millis(500);
 /// How often the last report is tried to be told, and how long lies between.
 const LAST_TRIES: u32 = 60;
 const LAST_AGAIN: Duration = Duration::from_millis(500);
+
+/// Its thread.
+const NAME: &str = "myco-check";
 
 /// The check that is being made, if one is.
 #[derive(Debug, Default)]
@@ -64,11 +68,11 @@ impl Checks {
         self.end();
         let for_thread = Arc::clone(shared);
         let thread = std::thread::Builder::new()
-            .name("myco-check".to_owned())
+            .name(NAME.to_owned())
             .spawn(move || {
                 // Its signals are the process's own, whose handlers may touch the region.
                 let _ = SigSet::all().thread_block();
-                check(&for_thread, order);
+                failure::watch(&for_thread, NAME, || check(&for_thread, order));
             });
         match thread {
             Ok(thread) => {
@@ -81,10 +85,9 @@ impl Checks {
 
     /// Waits for it; it ends when the region does.
     pub(super) fn end(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that compares replicas panicked");
+        if let Some(thread) = self.thread.take() {
+            // Its panic is the region's.
+            let _ = thread.join();
         }
     }
 }

@@ -5,9 +5,11 @@
 //!   suspects --> look after 1, 10, 100 ms: a hole? then never written     after GRACE: it stays
 //!   losses   --> one event a second
 //!   pidfd    --> the target has exited: everything stops, remote memory goes back
+//!   a panic  --> nobody can come after us: whoever needs a page that is not there gets SIGBUS
 //! ```
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +19,7 @@ use crossbeam_channel::Receiver;
 use mycoram_fabric::units::{PageCount, PageIndex};
 
 use super::check::Checks;
+use super::failure;
 use super::region::{EventHandler, LostPage, RegionEvent};
 use super::shared::{LossReport, Shared, Standing, SuspectRange};
 use super::snapshot;
@@ -28,6 +31,8 @@ use crate::page_table::{Header, PageState, StateFile};
 const LOOKS_NS: [u64; 4] = [1_000_000, 10_000_000, 100_000_000, 250_000_000];
 /// How often figures are written and losses are told, ns.
 const FIGURES_NS: u64 = 1_000_000_000;
+/// Its thread.
+const NAME: &str = "myco-keeper";
 /// Most lost pages named in one event.
 const NAMED: usize = 64;
 
@@ -91,6 +96,19 @@ impl Keeper {
 
     /// Keeps until the region is over and all its threads have ended.
     pub(crate) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        failure::watch(&shared, NAME, || self.keep());
+        for thread in self.threads.drain(..) {
+            // Its panic was caught.
+            let _ = thread.join();
+        }
+        self.checks.end();
+        self.shared.flush_lane.close();
+        failure::watch(&shared, NAME, || self.tell_the_last());
+        self.end();
+    }
+
+    fn keep(&mut self) {
         self.write_figures();
         while self.shared.is_serving() {
             self.keep_address();
@@ -106,15 +124,15 @@ impl Keeper {
             }
             self.sleep();
         }
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so; the others go on to their end.
-            let _ = thread.join();
-        }
-        self.checks.end();
-        self.shared.flush_lane.close();
+    }
+
+    fn tell_the_last(&mut self) {
         self.keep_address();
         self.tell_losses();
         self.write_figures();
+    }
+
+    fn end(mut self) {
         match self.shared.standing() {
             Standing::TargetGone => {
                 self.shared.remote.release();
@@ -124,10 +142,26 @@ impl Keeper {
                 let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 state.remove();
                 drop(state);
-                (self.events)(RegionEvent::TargetExited);
+                self.tell(RegionEvent::TargetExited);
             }
-            Standing::Fenced => (self.events)(RegionEvent::Fenced),
+            Standing::Fenced => self.tell(RegionEvent::Fenced),
+            Standing::Failed => {
+                if let Some(panic) = self.shared.failure().cloned() {
+                    self.tell(RegionEvent::Failed(panic));
+                }
+                if !self.shared.config.has_successor {
+                    failure::refuse_all(&self.shared);
+                }
+            }
             Standing::Serving | Standing::Stopping => {}
+        }
+    }
+
+    /// A listener that panics does no harm to the region.
+    fn tell(&mut self, event: RegionEvent) {
+        let told = catch_unwind(AssertUnwindSafe(|| (self.events)(event)));
+        if told.is_err() {
+            tracing::error!(region = %self.shared.config.name, "who listens to the region's events panicked");
         }
     }
 
@@ -171,7 +205,7 @@ impl Keeper {
         if total > self.told {
             self.told = total;
             let pages = std::mem::take(&mut self.named);
-            (self.events)(RegionEvent::Lost { pages, total });
+            self.tell(RegionEvent::Lost { pages, total });
         }
     }
 

@@ -5,6 +5,7 @@
 //!   fault_worker, evictor, keeper           the threads of a region
 //!   flush, orders (bringing home)           on the owner's thread
 //!   check       comparing replicas          on a thread of its own, while it is made
+//!   failure     what becomes of a region whose thread panics
 //!   shared      what all of them share      address, memory, parking, frames, victim_desk, bell
 //!   snapshot    its figures
 //! ```
@@ -15,6 +16,7 @@ mod bell;
 mod check;
 mod direct_io;
 mod evictor;
+mod failure;
 mod fault_worker;
 mod flush;
 mod frames;
@@ -29,6 +31,7 @@ mod snapshot;
 mod take_over;
 mod victim_desk;
 
+pub use failure::ThreadPanic;
 pub(crate) use frames::FramePool;
 pub use region::{
     AttachError, EventHandler, Figures, LostPage, Owner, Places, Region, RegionError, RegionEvent,

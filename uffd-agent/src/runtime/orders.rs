@@ -171,7 +171,7 @@ pub(super) fn still_serving(shared: &Shared) -> Result<(), RegionError> {
     if shared.is_serving() {
         Ok(())
     } else {
-        Err(RegionError::Ended)
+        Err(shared.over())
     }
 }
 

@@ -9,12 +9,13 @@ use mycoram_fabric::pages::{LaneError, PageError, RemoteRegion};
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, PageIndex, RegionId};
 
 use super::address::Segment;
+use super::failure::ThreadPanic;
 use super::fault_worker::AdviceGiven;
 use super::set_up::{Running, SetUpError};
-use super::shared::{Shared, Standing};
+use super::shared::{Shared, Standing, count};
 use super::take_over::SavedRegion;
 use super::victim_desk::VictimDesk;
-use super::{attach, flush, orders, snapshot, take_over};
+use super::{attach, failure, flush, orders, snapshot, take_over};
 use crate::config::{Advice, ConfigError, RegionConfig, check_budget};
 use crate::kernel::{
     CallFailed, HandshakeError, MemoryFileError, MemoryLock, ParkingError, PidFdError,
@@ -135,6 +136,9 @@ pub enum RegionError {
     /// The target has exited, or the region was ended.
     #[error("the region has ended")]
     Ended,
+    /// The region is not served any more, because of a bug.
+    #[error("the region is not served any more")]
+    Failed(#[source] ThreadPanic),
     /// Not a budget.
     #[error("the new budget cannot be")]
     Config(#[from] ConfigError),
@@ -195,6 +199,10 @@ pub enum RegionEvent {
     TargetExited,
     /// Another owner with a higher epoch has the region: this one serves nothing more.
     Fenced,
+    /// A thread of the region panicked, and nothing is served any more. What is resident stays so. Where a region
+    /// may have a successor, the target waits for it at every other page, as it does when an agent was killed: drop
+    /// the region, and take it over. Where not, an access to any other page raises SIGBUS.
+    Failed(ThreadPanic),
 }
 
 /// Where a region's pages lie in its target.
@@ -343,8 +351,22 @@ impl Region {
         if self.shared.is_serving() {
             Ok(())
         } else {
-            Err(RegionError::Ended)
+            Err(self.shared.over())
         }
+    }
+
+    /// What panics in the middle of an order leaves pages as nobody else can.
+    fn watched(
+        &self,
+        order: &str,
+        body: impl FnOnce() -> Result<(), RegionError>,
+    ) -> Result<(), RegionError> {
+        failure::watch(&self.shared, order, body).unwrap_or_else(|| Err(self.shared.over()))
+    }
+
+    /// Counts what those went through that served the region before, after which it was taken over.
+    pub fn after_panics(&self, times: u64) {
+        count(&self.shared.counters.thread_panics, times);
     }
 
     /// Tells the policies about coming accesses.
@@ -393,7 +415,7 @@ impl Region {
     pub fn flush(&self) -> Result<(), RegionError> {
         self.alive()?;
         let _orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        flush::flush(&self.shared)
+        self.watched("flush", || flush::flush(&self.shared))
     }
 
     /// Changes the local budget. Returns at once; a smaller one is reached by eviction.
@@ -417,7 +439,7 @@ impl Region {
     pub fn detach(&self) -> Result<(), RegionError> {
         self.alive()?;
         let _orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders::bring_home(&self.shared, &self.desk)?;
+        self.watched("detach", || orders::bring_home(&self.shared, &self.desk))?;
         self.stop();
         self.finish();
         Ok(())
@@ -439,7 +461,7 @@ impl Region {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(keeper) = keeper {
-            // A keeper that panicked has said so.
+            // Its panic was caught.
             let _ = keeper.join();
         }
     }
@@ -475,7 +497,7 @@ impl Region {
             .map_err(RegionError::State)
     }
 
-    /// Whether the target has exited, or the region was fenced.
+    /// Whether the target has exited, or the region was fenced or has failed.
     #[must_use]
     pub fn is_over(&self) -> bool {
         !self.shared.is_serving()

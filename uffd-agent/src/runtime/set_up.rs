@@ -14,6 +14,7 @@ use nix::sys::signal::SigSet;
 use super::address::AddressMap;
 use super::bell::Bell;
 use super::evictor::{Evictor, EvictorParts, HALL_PARTS};
+use super::failure;
 use super::fault_worker::{AdviceGiven, FaultWorker, FaultWorkerParts};
 use super::flush::FlushLane;
 use super::keeper::{Keeper, KeeperParts};
@@ -108,6 +109,20 @@ fn thread(
             body();
         })
         .map_err(SetUpError::Thread)
+}
+
+/// The same, whose panic is the end of the region.
+fn watched(
+    shared: &Arc<Shared>,
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, SetUpError> {
+    let shared = Arc::clone(shared);
+    let as_told = name.clone();
+    thread(name, move || {
+        // What it says of its panic is said to the region.
+        let _ = failure::watch(&shared, &as_told, body);
+    })
 }
 
 /// From now on the state file has what a successor needs, whatever becomes of the region's replicas.
@@ -264,14 +279,13 @@ pub(crate) fn start(beginning: Beginning) -> Result<Running, SetUpError> {
     let started = (|| {
         for parts in worker_parts {
             let worker = FaultWorker::new(parts);
-            threads.push(thread(format!("myco-fault-{}", threads.len()), || {
-                worker.run()
-            })?);
+            let name = format!("myco-fault-{}", threads.len());
+            threads.push(watched(&shared, name, || worker.run())?);
         }
         for parts in evictor_parts {
             let name = format!("myco-evict-{}", parts.index);
             let evictor = Evictor::new(parts);
-            threads.push(thread(name, || evictor.run())?);
+            threads.push(watched(&shared, name, || evictor.run())?);
         }
         Ok(())
     })();

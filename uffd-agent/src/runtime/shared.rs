@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
@@ -12,9 +12,11 @@ use mycoram_fabric::units::{PAGE_BYTES, PageCount, PageIndex};
 
 use super::address::AddressMap;
 use super::bell::Bell;
+use super::failure::ThreadPanic;
 use super::flush::FlushLane;
 use super::memory::RegionMemory;
 use super::parking::Parking;
+use super::region::RegionError;
 use crate::config::RegionConfig;
 use crate::engine::{Gate, Pages};
 use crate::kernel::{CallFailed, Filled, Poisoned, SigbusStandIn, TargetRange, Userfault, Wake};
@@ -42,6 +44,8 @@ pub(crate) enum Standing {
     TargetGone = 2,
     /// Another owner has the region.
     Fenced = 3,
+    /// A thread of the region panicked.
+    Failed = 4,
 }
 
 macro_rules! counters {
@@ -69,6 +73,7 @@ counters!(
     seals_broken,
     lost,
     stale,
+    thread_panics,
 );
 
 /// Adds to a counter.
@@ -155,6 +160,8 @@ impl Leaving {
 pub(crate) struct Life {
     standing: AtomicU8,
     started: Instant,
+    /// Set before the region stands as failed.
+    failure: OnceLock<ThreadPanic>,
 }
 
 impl Life {
@@ -163,6 +170,7 @@ impl Life {
         Self {
             standing: AtomicU8::new(Standing::Serving as u8),
             started: Instant::now(),
+            failure: OnceLock::new(),
         }
     }
 }
@@ -185,19 +193,51 @@ impl Shared {
             0 => Standing::Serving,
             1 => Standing::Stopping,
             2 => Standing::TargetGone,
-            _ => Standing::Fenced,
+            3 => Standing::Fenced,
+            _ => Standing::Failed,
         }
     }
 
-    /// The region is over, for the first reason that is given. Wakes everybody.
+    /// The region is over, for the first reason that is given; one that has failed can still be stopped. Wakes
+    /// everybody.
     pub(crate) fn finish(&self, why: Standing) {
-        let _ = self.life.standing.compare_exchange(
-            Standing::Serving as u8,
-            why as u8,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        let becomes = |from: Standing| {
+            let standing = &self.life.standing;
+            standing
+                .compare_exchange(from as u8, why as u8, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        };
+        if !becomes(Standing::Serving) && why == Standing::Stopping {
+            becomes(Standing::Failed);
+        }
         self.ring_all();
+    }
+
+    /// A thread of the region panicked: what it was about is done by nobody now, so the region is over. The first
+    /// one is the reason.
+    pub(crate) fn fail(&self, panic: ThreadPanic) {
+        count(&self.counters.thread_panics, 1);
+        tracing::error!(
+            region = %self.config.name,
+            thread = panic.thread,
+            said = panic.said,
+            "a thread of the region panicked: the region is not served any more"
+        );
+        let _ = self.life.failure.set(panic);
+        self.finish(Standing::Failed);
+    }
+
+    /// The panic that the region is over for.
+    pub(crate) fn failure(&self) -> Option<&ThreadPanic> {
+        self.life.failure.get()
+    }
+
+    /// Why nothing can be asked of it any more.
+    pub(crate) fn over(&self) -> RegionError {
+        match self.failure() {
+            Some(panic) => RegionError::Failed(panic.clone()),
+            None => RegionError::Ended,
+        }
     }
 
     /// The gate's number for orders of the owner.
@@ -266,6 +306,16 @@ impl Shared {
     /// Wakes who waits in a range. That nobody is there any more is no failure.
     pub(crate) fn wake(&self, range: TargetRange) {
         let _ = self.userfault.wake(range);
+    }
+
+    /// Wakes everybody who waits anywhere in the region, to fault again.
+    pub(crate) fn wake_all(&self) {
+        for segment in self.address.segments() {
+            let first = PageIndex::new(segment.page);
+            if let Some(range) = self.address.range_of(first, segment.pages) {
+                self.wake(range);
+            }
+        }
     }
 
     /// Wakes who waits for a page.

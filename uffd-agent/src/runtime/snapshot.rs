@@ -72,6 +72,8 @@ pub(crate) fn take(shared: &Shared) -> RegionStats {
         discarded: get(&counters.discarded),
         checksum_mismatches: get(&counters.checksum_mismatches),
         seals_broken: get(&counters.seals_broken),
+        thread_panics: get(&counters.thread_panics),
+        failure: shared.failure().map(ToString::to_string),
         transport: shared.remote.stats(),
     }
 }

@@ -207,7 +207,7 @@ pub(crate) fn take_over(
         pages,
         userfault,
         memory: RegionMemory::File(memory),
-        address: AddressMap::new(segments.clone()),
+        address: AddressMap::new(segments),
         parking: places_of(pipes),
         parked,
         remote,
@@ -220,14 +220,6 @@ pub(crate) fn take_over(
     running.shared.suspects_missed.store(true, Ordering::SeqCst);
     running.shared.keeper_bell.ring();
     // Faults that the dead agent had read are known to nobody: their threads ask again.
-    for segment in segments {
-        if let Some(range) = running
-            .shared
-            .address
-            .range_of(PageIndex::new(segment.page), segment.pages)
-        {
-            running.shared.wake(range);
-        }
-    }
+    running.shared.wake_all();
     Ok(Region::over(running, locks))
 }

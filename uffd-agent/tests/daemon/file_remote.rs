@@ -1,5 +1,5 @@
 //! Remote pages in files, which outlive every process: what a daemon is tested with where no memory node
-//! is needed. One file a region; releasing the region removes it.
+//! is needed. One file a region; releasing the region removes it. A lane panics where a [`Trap`] is laid.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -15,6 +15,37 @@ use mycoram_fabric::pages::{
 };
 use mycoram_fabric::transport::{Armed, Mapping};
 use mycoram_fabric::units::{ByteCount, Epoch, PAGE_BYTES, PageCount, RegionId};
+
+/// A file that says how often lanes of a region are to panic still.
+pub(crate) struct Trap(PathBuf);
+
+impl Trap {
+    /// Of the region whose pages are in this file.
+    pub(crate) fn of(pages: &Path) -> Self {
+        let name = pages.file_name().expect("a file").to_owned();
+        let place = pages.ancestors().nth(2).expect("two directories");
+        Self(place.join(name).with_extension("trap"))
+    }
+
+    /// Whole or not at all.
+    pub(crate) fn lay(&self, times: u64) {
+        let half = self.0.with_extension("half");
+        std::fs::write(&half, times.to_string()).expect("written");
+        std::fs::rename(&half, &self.0).expect("renamed");
+    }
+
+    fn spring(&self) {
+        let Ok(text) = std::fs::read_to_string(&self.0) else {
+            return;
+        };
+        let times: u64 = text.parse().expect("a number");
+        match times - 1 {
+            0 => std::fs::remove_file(&self.0).expect("there"),
+            left => self.lay(left),
+        }
+        panic!("a trap");
+    }
+}
 
 pub(crate) struct FileSource {
     dir: PathBuf,
@@ -87,6 +118,7 @@ impl RemoteRegion for FileRegion {
         Ok(Box::new(FileLane {
             file: Arc::clone(&self.file),
             frames: Arc::new(Mapping::anonymous(config.frames as usize * PAGE_BYTES)?),
+            trap: Trap::of(&self.path),
             queued: Vec::with_capacity(config.depth as usize),
             done: Vec::with_capacity(config.depth as usize),
             moved: Arc::clone(&self.moved),
@@ -113,6 +145,7 @@ impl RemoteRegion for FileRegion {
 struct FileLane {
     file: Arc<File>,
     frames: Arc<Mapping>,
+    trap: Trap,
     queued: Vec<PageRequest>,
     done: Vec<PageDone>,
     moved: Arc<[AtomicU64; 2]>,
@@ -120,6 +153,7 @@ struct FileLane {
 
 impl FileLane {
     fn carry_out(&self, request: &PageRequest) -> Result<(), PageError> {
+        self.trap.spring();
         let bytes = usize::from(request.run) * PAGE_BYTES;
         let frame = request.frame.0 as usize * PAGE_BYTES;
         self.frames.check(frame, bytes).expect("frames of the lane");

@@ -16,6 +16,7 @@ use nix::sys::socket::{
     socket,
 };
 
+use file_remote::Trap;
 use roles::{PATIENCE, Place, Role};
 
 /// Waits for something that no event tells: the state of another process's files.
@@ -193,6 +194,51 @@ fn a_program_that_no_daemon_knows_any_more_gets_a_signal_and_no_zeros() {
         matches!(signal, Some(libc::SIGBUS | libc::SIGSEGV)),
         "{status:?}"
     );
+}
+
+/// Of another program nothing is heard meanwhile.
+#[test]
+fn a_region_whose_thread_panics_is_taken_over_and_others_go_on() {
+    let place = Place::new();
+    let _daemon = Role::daemon(&place, 16, "same");
+    let mut program = Role::start(&place, "program", &["4", "1"]);
+    assert_eq!(program.line(), "attached");
+    let trap = Trap::of(&place.remote_region());
+    let mut other = Role::start(&place, "program", &["4", "1"]);
+    assert_eq!(other.line(), "attached");
+    for each in [&mut program, &mut other] {
+        each.tell("fill");
+        assert_eq!(each.line(), "filled");
+    }
+    // As often as it is borne.
+    for times in 1..=3 {
+        trap.lay(1);
+        program.tell("verify");
+        assert_eq!(program.line(), "notice Away");
+        assert_eq!(program.line(), "notice Back");
+        assert_eq!(program.line(), "verified");
+        program.tell("stats");
+        let line = program.line();
+        assert!(line.ends_with(&format!(" panics {times}")), "{line}");
+        other.tell("verify");
+        assert_eq!(other.line(), "verified");
+    }
+    // Once more than that: its pages are gone, but for those that are local.
+    trap.lay(1);
+    program.tell("verify");
+    assert_eq!(program.line(), "notice Away");
+    let status = program.wait();
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    assert!(
+        matches!(signal, Some(libc::SIGBUS | libc::SIGSEGV)),
+        "{status:?}"
+    );
+    other.tell("verify");
+    assert_eq!(other.line(), "verified");
+    eventually("its remote memory is freed", || place.remote_regions() == 1);
+    other.tell("end");
+    assert_eq!(other.line(), "Some(Ok(()))");
+    eventually("nothing is left", || place.state_files().is_empty());
 }
 
 #[test]

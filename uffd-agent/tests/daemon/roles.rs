@@ -61,6 +61,12 @@ impl Place {
             .count()
     }
 
+    /// Where the pages of the only region are.
+    pub(crate) fn remote_region(&self) -> PathBuf {
+        let mut all = std::fs::read_dir(self.path().join("remote")).expect("the directory");
+        all.next().expect("a region").expect("an entry").path()
+    }
+
     /// Files of regions and clients that the daemon keeps.
     pub(crate) fn state_files(&self) -> Vec<String> {
         std::fs::read_dir(self.path().join("state"))
@@ -337,8 +343,12 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
 fn stats(attached: &Attached) -> String {
     match attached.stats() {
         Ok(stats) => format!(
-            "faults {} budget {} peak {} evictions {}",
-            stats.faults, stats.budget_pages, stats.peak_resident, stats.evictions
+            "faults {} budget {} peak {} evictions {} panics {}",
+            stats.faults,
+            stats.budget_pages,
+            stats.peak_resident,
+            stats.evictions,
+            stats.thread_panics
         ),
         Err(error) => words(&error),
     }

@@ -35,6 +35,8 @@ pub struct Store {
     pub rotten: Mutex<HashSet<u32>>,
     pub repairs: AtomicU64,
     pub released: AtomicBool,
+    /// The lane that is asked for this panics.
+    pub trap: Mutex<Option<(Direction, u32)>>,
     /// Pages from this one on have no place: writes to them wait.
     pub placed: AtomicU32,
     /// Nobody has room for them.
@@ -77,6 +79,7 @@ impl FakeRemote {
                 rotten: Mutex::new(HashSet::new()),
                 repairs: AtomicU64::new(0),
                 released: AtomicBool::new(false),
+                trap: Mutex::new(None),
                 placed: AtomicU32::new(u32::MAX),
                 full: AtomicBool::new(false),
                 expected: Mutex::new(HashSet::new()),
@@ -236,6 +239,13 @@ impl FakeLane {
         node: Result<u32, PageError>,
     ) -> Result<(), PageError> {
         let store = &self.store;
+        let trap = *store.trap.lock().expect("not held in a panic");
+        let pages = request.page.get()..request.page.get() + u32::from(request.run);
+        if let Some((_, page)) =
+            trap.filter(|(way, page)| *way == request.direction && pages.contains(page))
+        {
+            panic!("page {page} is a trap");
+        }
         if store.fenced.load(Ordering::SeqCst) {
             return Err(PageError::Fenced);
         }
