@@ -355,7 +355,7 @@ fn send_raw(path: &Path, messages: &[&[u8]], descriptors: usize) -> Option<Vec<u
 fn garbage_ends_its_own_connection_and_nothing_else() {
     let place = Place::new();
     let _daemon = Role::daemon(&place, 16, "same");
-    let mut program = Role::start(&place, "program", &["16", "2"]);
+    let mut program = Role::start(&place, "program", &["4", "1"]);
     assert_eq!(program.line(), "attached");
     program.tell("work");
     let long = vec![0xff; 60_000];
