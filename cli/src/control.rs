@@ -9,13 +9,16 @@ use mycoram_control::client::{Access, ClientError, ControlAddress, ControlClient
 use mycoram_control::identity::{Credentials, CredentialsError, Role};
 use mycoram_control::proto::NodeState;
 use mycoram_control::proto::refusal::Kind;
+use mycoram_control::service::StoreAddress;
+use mycoram_control::store::{EtcdOptions, Store};
 use mycoram_fabric::session::TlsDial;
 
 use crate::command::Outcome;
-use crate::control_serve;
+use crate::durations;
 use crate::exit_codes;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::{control_move, control_serve};
 
 /// Decide where regions live, watch memory nodes, and heal what they lose
 #[derive(Debug, clap::Args)]
@@ -28,11 +31,15 @@ pub(crate) struct Args {
 enum Verb {
     /// Serve as a cluster's control plane until SIGTERM
     Serve(control_serve::Args),
+
+    /// Take what a stopped control plane knows to another store, such as an etcd that several share
+    MoveStore(control_move::Args),
 }
 
 pub(crate) fn run(args: Args, output: &Output) -> Outcome {
     match args.verb {
         Verb::Serve(args) => control_serve::run(&args, output),
+        Verb::MoveStore(args) => control_move::run(&args, output),
     }
 }
 
@@ -61,6 +68,52 @@ pub(crate) struct Trust {
     /// Without certificates: whoever reaches the other side may do everything
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+/// How an etcd is spoken to.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EtcdFlags {
+    /// Keys in etcd begin with this; clusters that share an etcd must differ in it
+    #[arg(long, value_name = "NAME", default_value = "mycoram")]
+    store_prefix: String,
+
+    /// The authority that signed the certificates of etcd's members, for https
+    #[arg(long, value_name = "FILE")]
+    store_ca: Option<PathBuf>,
+
+    /// The certificate that is shown to etcd
+    #[arg(long, value_name = "FILE", requires = "store_key")]
+    store_cert: Option<PathBuf>,
+
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "store_cert")]
+    store_key: Option<PathBuf>,
+
+    /// A leader that etcd does not hear for so long is followed by another; at least 2s
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = durations::parse)]
+    leader_lease: Duration,
+}
+
+impl EtcdFlags {
+    /// Opens a store, which need not be an etcd.
+    pub(crate) fn open(&self, store: &StoreAddress) -> Result<Box<dyn Store>, Failure> {
+        let options = EtcdOptions {
+            prefix: self.store_prefix.clone(),
+            ca: self.store_ca.clone(),
+            identity: self.store_cert.clone().zip(self.store_key.clone()),
+            leader_lease: self.leader_lease,
+        };
+        store.open(&options).map_err(|error| {
+            Failure::new(exit_codes::FAILURE, error).advise(match store {
+                StoreAddress::Redb(_) => {
+                    "name a file in a directory that this user may write, that no other process uses"
+                }
+                StoreAddress::Etcd(_) => {
+                    "see that the URLs, the prefix and the certificates can be used"
+                }
+            })
+        })
+    }
 }
 
 impl Reach {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use mycoram_control::cluster::Limits;
 use mycoram_control::identity::{Credentials, Role, read_signing_key};
 use mycoram_control::service::{ControlServer, ServeConfig, ServeError, StoreAddress, Trust};
-use mycoram_control::store::{EtcdOptions, Store};
 use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 
@@ -33,25 +32,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
 
-    /// Keys in etcd begin with this; clusters that share an etcd must differ in it
-    #[arg(long, value_name = "NAME", default_value = "mycoram")]
-    store_prefix: String,
-
-    /// The authority that signed the certificates of etcd's members, for https
-    #[arg(long, value_name = "FILE")]
-    store_ca: Option<PathBuf>,
-
-    /// The certificate that is shown to etcd
-    #[arg(long, value_name = "FILE", requires = "store_key")]
-    store_cert: Option<PathBuf>,
-
-    /// The key of that certificate
-    #[arg(long, value_name = "FILE", requires = "store_cert")]
-    store_key: Option<PathBuf>,
-
-    /// A leader that etcd does not hear for so long is followed by another; at least 2s
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = durations::parse)]
-    leader_lease: Duration,
+    #[command(flatten)]
+    etcd: control::EtcdFlags,
 
     #[command(flatten)]
     trust: control::Trust,
@@ -124,22 +106,7 @@ pub(crate) fn run(args: &Args, output: &Output) -> Outcome {
         },
         advertise: args.advertise.clone(),
     };
-    let options = EtcdOptions {
-        prefix: args.store_prefix.clone(),
-        ca: args.store_ca.clone(),
-        identity: args.store_cert.clone().zip(args.store_key.clone()),
-        leader_lease: args.leader_lease,
-    };
-    let store: Box<dyn Store> = args.store.open(&options).map_err(|error| {
-        Failure::new(exit_codes::FAILURE, error).advise(match args.store {
-            StoreAddress::Redb(_) => {
-                "name a file in a directory that this user may write, that no other process uses"
-            }
-            StoreAddress::Etcd(_) => {
-                "see that the URLs, the prefix and the certificates can be used"
-            }
-        })
-    })?;
+    let store = args.etcd.open(&args.store)?;
     let server = ControlServer::start(config, store).map_err(serve_failure)?;
     let ready = Ready {
         address: server.address(),

@@ -19,6 +19,7 @@ mod cluster_status;
 mod command;
 mod completions;
 mod control;
+mod control_move;
 mod control_serve;
 mod durations;
 mod exit_codes;

@@ -10,9 +10,10 @@ mod node_process;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use control_process::{Cluster, HANG, Process, any_port, wait_until};
+use control_process::{Cluster, HANG, Process, any_port, command, wait_until};
 use etcd_certificates::Certificates;
 use etcd_members::EtcdMembers;
+use mycoram::FarMemory;
 use mycoram_agent::daemon::RemoteSource;
 use mycoram_control::client::{Access, ClientError, ControlClient, ControlRegions};
 use mycoram_control::identity::{Credentials, Role};
@@ -463,4 +464,77 @@ fn read(lane: &mut dyn PageLane, page: u32) -> u8 {
     lane.frames().copy_out(0, &mut bytes).expect("a frame");
     assert!(bytes.iter().all(|byte| *byte == bytes[0]));
     bytes[0]
+}
+
+#[test]
+fn a_cluster_is_taken_from_a_file_to_an_etcd_while_its_pages_flow() {
+    let Some(etcd) = EtcdMembers::start(3, &[]) else {
+        return;
+    };
+    let to = format!("etcd:{}", etcd.urls().join(","));
+    let mut cluster = Cluster::start();
+    let mut nodes = vec![cluster.start_node("n1"), cluster.start_node("n2")];
+    let status = |cluster: &Cluster, field: &str| {
+        let (_, status) = cluster.myco(&["cluster", "status"]);
+        status[field].clone()
+    };
+    wait_until("both are up", || status(&cluster, "nodes_up") == 2);
+    let uri = format!(
+        "{}?tls={}&region=moved&replicas=2&local=1MiB&extent=1MiB",
+        cluster.url(),
+        cluster.tls().display()
+    );
+    let far = FarMemory::open(&uri).expect("opens");
+    let mut memory = far.map(4 << 20).expect("maps");
+    let value = |place: usize, round: usize| (place / 4096 + place + round) as u8;
+    let mut write = |round: usize| {
+        for (place, byte) in memory.iter_mut().enumerate() {
+            *byte = value(place, round);
+        }
+        memory.flush().expect("on both");
+    };
+    write(1);
+
+    let path = cluster.store();
+    let store = format!("redb:{}", path.display());
+    let moved =
+        |store: &str, to: &str| command(&["control", "move-store", "--store", store, "--to", to]);
+    let (code, refused) = moved(&store, &to);
+    assert_eq!(code, 1, "it is served from: {refused}");
+    cluster.kill_control();
+    write(2);
+    assert_eq!(moved("redb:/nothing/there", &to).0, 3);
+    assert_eq!(moved(&to, &store).0, 2, "an etcd is not left");
+    assert_eq!(moved(&store, &store).0, 2);
+    let (code, done) = moved(&store, &to);
+    assert_eq!(code, 0, "{done}");
+    assert!(done["records"].as_u64() > Some(3), "{done}");
+    assert!(!path.exists(), "two control planes could serve one cluster");
+    assert_eq!(moved(&store, &to).0, 3, "it is not there any more");
+
+    // The same cluster, at the same address: its nodes are up again, its owner goes on, and what is lost is healed.
+    let _control = cluster.serve(cluster.addresses[0], &to, &[]);
+    wait_until("both are up again", || status(&cluster, "nodes_up") == 2);
+    assert_eq!(cluster.must(&["region", "show", "moved"])["replicas"], 2);
+    nodes.push(cluster.start_node("n3"));
+    wait_until("the third is up", || status(&cluster, "nodes_up") == 3);
+    nodes.remove(0).kill();
+    write(3);
+    wait_until("the first is down", || status(&cluster, "nodes_down") == 1);
+    wait_until("its replicas are made anew", || {
+        status(&cluster, "endangered_extents") == 0
+    });
+    let wrong = memory.iter().enumerate();
+    let wrong = wrong.filter(|(place, byte)| **byte != value(*place, 3));
+    assert_eq!(wrong.count(), 0);
+
+    // Another cluster does not go there, too.
+    let mut other = Cluster::start();
+    let _node = other.start_node("n1");
+    wait_until("it is up", || status(&other, "nodes_up") == 1);
+    other.kill_control();
+    let (code, refused) = moved(&format!("redb:{}", other.store().display()), &to);
+    assert_eq!(code, 8, "{refused}");
+    assert!(other.store().exists());
+    memory.unmap().expect("unmaps");
 }

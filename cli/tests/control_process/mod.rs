@@ -153,6 +153,14 @@ pub(crate) struct Cluster {
     insecure: bool,
 }
 
+/// A subcommand of `myco`: its exit code, and what it prints as JSON.
+pub(crate) fn command(args: &[&str]) -> (i32, Value) {
+    let output = Command::new(MYCO).args(args).arg("--json").output();
+    let output = output.expect("myco runs");
+    let object = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    (output.status.code().expect("it ends by itself"), object)
+}
+
 /// Any port that is free.
 pub(crate) fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
@@ -201,7 +209,7 @@ impl Cluster {
 
     /// Again at the same address, on the same store.
     pub(crate) fn start_control(&mut self) {
-        let store = format!("redb:{}", self.dir.path().join("store").display());
+        let store = format!("redb:{}", self.store().display());
         let control = self.serve(self.addresses[0], &store, &[]);
         self.addresses[0] = control.address("address");
         self.control = Some(control);
@@ -303,14 +311,15 @@ impl Cluster {
     }
 
     fn myco_trusting(&self, args: &[&str], trust: &[String]) -> (i32, Value) {
-        let output = Command::new(MYCO)
-            .args(args)
-            .args(["--control", &self.url(), "--json"])
-            .args(trust)
-            .output()
-            .expect("myco runs");
-        let object = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        (output.status.code().expect("it ends by itself"), object)
+        let url = self.url();
+        let more = ["--control", &url].into_iter();
+        let more = more.chain(trust.iter().map(String::as_str));
+        command(&args.iter().copied().chain(more).collect::<Vec<_>>())
+    }
+
+    /// The file that its first control plane keeps everything in.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
     }
 
     pub(crate) fn must(&self, args: &[&str]) -> Value {

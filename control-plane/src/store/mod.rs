@@ -20,6 +20,7 @@
 mod etcd;
 mod format;
 mod memory;
+mod moving;
 mod redb;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ use std::sync::Arc;
 pub use self::etcd::{EtcdError, EtcdOptions, EtcdStore};
 pub use self::format::{FORMAT_VERSION, FormatError, Malformed};
 pub use self::memory::{Disk, Fault, MemoryStore};
+pub use self::moving::{MoveError, copy_all};
 pub use self::redb::RedbStore;
 use crate::cluster::{Batch, Key, Record};
 

@@ -57,7 +57,7 @@ fn region(id: u64) -> RegionRecord {
     }
 }
 
-fn some_records() -> Vec<(Key, Record)> {
+pub(super) fn some_records() -> Vec<(Key, Record)> {
     let cluster = ClusterRecord { terms: 2 };
     let reservation = ReservationRecord {
         id: ReservationId::new(4),
@@ -96,7 +96,7 @@ fn batch(records: Vec<(Key, Record)>) -> Batch {
     }
 }
 
-fn sorted(loaded: Loaded) -> Vec<(Key, Record)> {
+pub(super) fn sorted(loaded: Loaded) -> Vec<(Key, Record)> {
     let mut records = loaded.records;
     records.sort_by_key(|(key, _)| *key);
     records
