@@ -8,7 +8,7 @@
 //! Without a service, placement is static: a file that people write. Whoever opens a region stores
 //! where its extents went (see `fabric::remote::Remote::directory`), so a changed file moves nothing.
 //! `cluster` is what the service decides by: leases, placement, healing, as pure logic; `store` keeps its
-//! records; `service` speaks for it over gRPC (`proto/mycoram.proto`), `client` calls it; `identity` has the
+//! records; `reign` is who leads and when a step counts; `service` speaks for it over gRPC (`proto/mycoram.proto`), `client` calls it; `identity` has the
 //! certificates and keys of all of them.
 
 pub mod client;
@@ -18,6 +18,7 @@ pub mod measure;
 pub mod metrics;
 mod nodes_file;
 pub mod proto;
+pub mod reign;
 mod rendezvous;
 pub mod service;
 mod static_placement;

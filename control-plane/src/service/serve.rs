@@ -21,11 +21,12 @@ use super::keeper::Keeper;
 use super::roles::Guard;
 use super::rpc::Service;
 use crate::client::REQUEST_ID;
-use crate::cluster::{Limits, LoadError};
+use crate::cluster::Limits;
 use crate::identity::Credentials;
 use crate::metrics::{MetricsError, MetricsServer};
 use crate::proto::control_plane_server::ControlPlaneServer;
-use crate::store::{Store, StoreError};
+use crate::reign::BeginError;
+use crate::store::Store;
 
 /// How long a call may take before its caller is told to ask again.
 const CALL: Duration = Duration::from_secs(10);
@@ -75,12 +76,9 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
-    /// The store.
-    #[error("the control plane's store does not work")]
-    Store(#[from] StoreError),
-    /// What the store holds.
-    #[error("what the store holds is no cluster")]
-    Load(#[from] LoadError),
+    /// Nothing can be begun on its store.
+    #[error(transparent)]
+    Begin(#[from] BeginError),
     /// The figures.
     #[error(transparent)]
     Metrics(#[from] MetricsError),

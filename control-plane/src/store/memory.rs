@@ -1,5 +1,5 @@
 //! A store in memory, whose disk can be full, and whose owner can die around a commit; also one that several
-//! control planes share, and that one of them can be cut off from.
+//! control planes share, that one of them can be cut off from, and to which commits can come late.
 //!
 //! The disk outlives the store that writes it, as a real one does: a control plane that is started again
 //! opens the same disk. What is on it has the same bytes as in any other store.
@@ -26,6 +26,17 @@ pub enum Fault {
     LoseNext,
     /// The next one fails and is done; then as without fault.
     KeepNext,
+    /// The next one fails, and is done when [`Disk::arrive`] says so, if it may be done then; then as without
+    /// fault. Its owner has given it up long since: among the members of a store requests wait.
+    DelayNext,
+}
+
+/// A commit that is on its way.
+#[derive(Debug)]
+struct Late {
+    guard: Option<u64>,
+    at: Revision,
+    batch: Batch,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +48,9 @@ struct Content {
     leader: Option<Leader>,
     guards: u64,
     unguarded: bool,
+    unnumbered: bool,
+    /// In the order in which they were sent.
+    late: Vec<Late>,
 }
 
 #[derive(Debug)]
@@ -52,6 +66,32 @@ impl Content {
         self.leader
             .as_ref()
             .filter(|leader| leader.until_ms > self.now_ms)
+    }
+
+    /// Whether whoever has `guard` may write, or say something, at a revision; `shared`: where others could, too.
+    fn check(&self, shared: bool, guard: Option<u64>, at: Revision) -> Result<(), StoreError> {
+        let leader = self.leader();
+        if shared && (guard.is_none() || leader.map(|leader| leader.guard) != guard) {
+            let leader = leader.map(|leader| leader.address.clone());
+            return Err(StoreError::Deposed { leader });
+        }
+        if self.revision != at && !self.unnumbered {
+            return Err(StoreError::Overtaken {
+                expected: at,
+                current: self.revision,
+            });
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: &Batch) {
+        for (key, record) in &batch.changes {
+            match record {
+                Some(record) => self.values.insert(encode_key(*key), encode(*key, record)),
+                None => self.values.remove(&encode_key(*key)),
+            };
+        }
+        self.revision = Revision(self.revision.0 + 1);
     }
 }
 
@@ -75,6 +115,27 @@ impl Disk {
     /// From now on whoever commits is let: a bug that a test plants.
     pub fn leave_out_the_guard(&self) {
         self.with(|content| content.unguarded = true);
+    }
+
+    /// From now on nobody's commit is compared with what was written meanwhile: a bug that a test plants.
+    pub fn leave_out_the_revision(&self) {
+        self.with(|content| content.unnumbered = true);
+    }
+
+    /// The commits that were delayed arrive. Gives how many came, and those that still could be done.
+    pub fn arrive(&self) -> (usize, Vec<Batch>) {
+        self.with(|content| {
+            let mut done = Vec::new();
+            let came = std::mem::take(&mut content.late);
+            let count = came.len();
+            for late in came {
+                if content.unguarded || content.check(true, late.guard, late.at).is_ok() {
+                    content.write(&late.batch);
+                    done.push(late.batch);
+                }
+            }
+            (count, done)
+        })
     }
 
     /// How often it was written.
@@ -150,22 +211,6 @@ impl MemoryStore {
             Ok(())
         }
     }
-
-    fn check(&self, content: &Content, at: Revision) -> Result<(), StoreError> {
-        let leader = content.leader();
-        if self.shared && (self.guard.is_none() || leader.map(|leader| leader.guard) != self.guard)
-        {
-            let leader = leader.map(|leader| leader.address.clone());
-            return Err(StoreError::Deposed { leader });
-        }
-        if content.revision != at {
-            return Err(StoreError::Overtaken {
-                expected: at,
-                current: content.revision,
-            });
-        }
-        Ok(())
-    }
 }
 
 impl Store for MemoryStore {
@@ -215,14 +260,15 @@ impl Store for MemoryStore {
 
     fn confirm(&mut self, at: Revision) -> Result<(), StoreError> {
         self.reach()?;
-        self.disk.with(|content| self.check(content, at))
+        self.disk
+            .with(|content| content.check(self.shared, self.guard, at))
     }
 
     fn commit(&mut self, at: Revision, batch: &Batch) -> Result<Revision, StoreError> {
         self.reach()?;
         self.disk.with(|content| {
             if !content.unguarded {
-                self.check(content, at)?;
+                content.check(self.shared, self.guard, at)?;
             }
             let fault = content.fault;
             match fault {
@@ -231,17 +277,19 @@ impl Store for MemoryStore {
                     content.fault = Fault::None;
                     return Err(StoreError::Failed(Box::new(Told)));
                 }
+                Fault::DelayNext => {
+                    content.fault = Fault::None;
+                    // What writes its own file waits for nobody: it is done or not.
+                    if self.shared {
+                        let batch = batch.clone();
+                        let guard = self.guard;
+                        content.late.push(Late { guard, at, batch });
+                    }
+                    return Err(StoreError::Failed(Box::new(Told)));
+                }
                 Fault::None | Fault::KeepNext => content.fault = Fault::None,
             }
-            for (key, record) in &batch.changes {
-                match record {
-                    Some(record) => content
-                        .values
-                        .insert(encode_key(*key), encode(*key, record)),
-                    None => content.values.remove(&encode_key(*key)),
-                };
-            }
-            content.revision = Revision(content.revision.0 + 1);
+            content.write(batch);
             match fault {
                 Fault::KeepNext => Err(StoreError::Failed(Box::new(Told))),
                 _ => Ok(content.revision),

@@ -1,15 +1,16 @@
-//! A process of the control plane: the state machine, its store, and its death. Where there are several, they
-//! share the store, and one leads.
+//! A process of the control plane: what the service's keeper does, on virtual time, and its death. Where there are
+//! several, they share the store, and one leads.
 
 use mycoram_control::cluster::{
-    Acquire, Acquired, BeginTerm, Cluster, Command, Copied, CreateRegion, Drain, Dropped, EndDrain,
-    Homes, LeaseRefusal, Limits, Locality, MarkStale, NodeRefusal, OwnerId, Place, PriorityClass,
-    RegionPolicy, RegionRefusal, Renew, ReplicaRefusal, Report, Seen, Tick,
+    Acquire, Acquired, Cluster, Command, Copied, CreateRegion, Drain, Dropped, EndDrain, Homes,
+    LeaseRefusal, Limits, Locality, MarkStale, NodeId, NodeRefusal, Order, OwnerId, Place,
+    PriorityClass, RegionPolicy, RegionRefusal, Renew, ReplicaRefusal, ReplicaState, Report, Seen,
 };
-use mycoram_control::cluster::{Order, ReplicaState};
-use mycoram_control::store::{Disk, Lead, MemoryStore, Revision, Store, StoreError};
+use mycoram_control::reign::{self, Answers, Job, NotDone, Seat};
+use mycoram_control::store::Disk;
 use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, TenantId};
 
+use crate::hold::{Hold, Note};
 use crate::memory_node::EXTENT;
 use crate::message::{self, Actor, Ask, Message, Reply};
 use crate::world::{EXTENTS, Planted, REGIONS, Sphere, Timer};
@@ -24,42 +25,30 @@ pub(crate) fn replicas_of(region: usize) -> u8 {
     [2, 2, 3][region % 3]
 }
 
-struct Running {
-    guard: u64,
-    cluster: Cluster,
-    revision: Revision,
-    term: u64,
-}
-
 pub(crate) struct Control {
     index: usize,
     shared: bool,
     pub(crate) disk: Disk,
     alive: bool,
-    cut_off: bool,
-    store: MemoryStore,
-    /// While it leads.
-    running: Option<Running>,
+    hold: Hold,
+    /// What the process is, but for its threads. None: it could not begin, and is started again and again.
+    seat: Option<Seat>,
+    /// Of the reign that was seen last.
+    term: Option<u64>,
     /// What the machine's clock shows more than the time.
     pub(crate) clock_ahead_ms: u64,
 }
 
-/// Why there is no answer.
-enum Silence {
-    /// The step was undone, or what is remembered could not be confirmed.
-    NotDurable,
-}
-
 impl Control {
-    pub(crate) fn new(index: usize, shared: bool, disk: Disk) -> Self {
+    pub(crate) fn new(index: usize, shared: bool, disk: Disk, planted: Option<Planted>) -> Self {
         Self {
             index,
             shared,
             alive: false,
-            cut_off: false,
-            store: open(&disk, shared),
+            hold: Hold::new(&disk, shared, planted),
             disk,
-            running: None,
+            seat: None,
+            term: None,
             clock_ahead_ms: 1 << 40,
         }
     }
@@ -73,152 +62,108 @@ impl Control {
     }
 
     pub(crate) fn set_cut_off(&mut self, cut_off: bool) {
-        self.cut_off = cut_off;
-        self.store.set_cut_off(cut_off);
+        self.hold.set_cut_off(cut_off);
     }
 
     pub(crate) fn start(&mut self, sphere: &mut Sphere) {
         sphere.begin_life(self.actor());
         self.alive = true;
-        self.store = open(&self.disk, self.shared);
-        self.store.set_cut_off(self.cut_off);
-        self.lead(sphere);
+        self.sit_down(sphere);
+        self.tick(sphere);
         sphere.timer(self.actor(), TICK_MS, Timer::Beat);
     }
 
     pub(crate) fn die(&mut self, sphere: &mut Sphere) {
         sphere.begin_life(self.actor());
         self.alive = false;
-        self.running = None;
+        self.seat = None;
+        self.term = None;
     }
 
-    /// Leads if it can. What is durable is all that it then knows.
-    fn lead(&mut self, sphere: &mut Sphere) {
+    /// The process begins. What is durable is all that it then knows.
+    fn sit_down(&mut self, sphere: &mut Sphere) {
         self.disk.set_time(sphere.now);
-        match self.store.lead(&self.index.to_string()) {
-            Ok(Lead::Ours { guard }) => {
-                // Lost and taken again between two looks: others may have led.
-                self.running.take_if(|running| running.guard != guard);
-                if self.running.is_none() {
-                    self.load(sphere, guard);
+        self.hold = self.hold.again(&self.disk, self.shared);
+        let now_ms = sphere.now + self.clock_ahead_ms;
+        let store = Box::new(self.hold.clone());
+        let seat = Seat::take(now_ms, Limits::default(), store, self.index.to_string());
+        self.seat = seat.ok();
+        self.tell(sphere);
+    }
+
+    fn tick(&mut self, sphere: &mut Sphere) {
+        self.disk.set_time(sphere.now);
+        let now_ms = sphere.now + self.clock_ahead_ms;
+        match &mut self.seat {
+            Some(seat) => seat.tick(now_ms),
+            None => self.sit_down(sphere),
+        }
+        self.tell(sphere);
+    }
+
+    /// Tells the truth what came of what was done last.
+    fn tell(&mut self, sphere: &mut Sphere) {
+        let term = self.seat.as_ref().and_then(Seat::term);
+        if term.is_none() && self.term.is_some() {
+            sphere.truth.figures.deposed += 1;
+        }
+        if let Some(term) = term.filter(|term| self.term != Some(*term)) {
+            sphere.truth.begins(term);
+        }
+        let decided = term.or(self.term);
+        self.term = term;
+        for note in self.hold.take_notes() {
+            match note {
+                Note::Wrote(batch) => sphere.truth.see_batch(&batch),
+                Note::Failed => sphere.truth.figures.failed_commits += 1,
+                Note::Decided => {
+                    if let Some(term) = decided {
+                        sphere.truth.decides(term);
+                    }
                 }
             }
-            _ => self.running = None,
         }
     }
 
-    fn load(&mut self, sphere: &mut Sphere, guard: u64) {
-        let Ok(loaded) = self.store.load() else {
-            return;
-        };
-        sphere.truth.see_disk(&loaded);
-        let cluster = Cluster::load(Limits::default(), loaded.records).expect("its own records");
-        self.running = Some(Running {
-            guard,
-            cluster,
-            revision: loaded.revision,
-            term: u64::MAX,
-        });
-        match self.apply(sphere, &BeginTerm) {
-            Ok(Ok(term)) => {
-                sphere.truth.begins(term);
-                if let Some(running) = &mut self.running {
-                    running.term = term;
-                }
-            }
-            // With a full disk it leads all the same, and changes nothing: nobody else can.
-            _ if !self.shared => {}
-            _ => self.running = None,
-        }
-    }
-
-    /// `Err`: nothing may be said, it was not made durable.
-    fn apply<C: Command>(
+    /// `Err`: nothing may be said, it was not made durable, or somebody else leads.
+    fn ask<T>(
         &mut self,
         sphere: &mut Sphere,
-        command: &C,
-    ) -> Result<Result<C::Answer, C::Refusal>, Silence> {
-        let now = sphere.now + self.clock_ahead_ms;
-        let running = self.running.as_mut().ok_or(Silence::NotDurable)?;
-        let step = match running.cluster.apply(now, command) {
-            Ok(step) => step,
-            Err(refusal) => {
-                self.confirm(sphere)?;
-                return Ok(Err(refusal));
-            }
-        };
-        if step.changes.batch().is_empty() {
-            self.confirm(sphere)?;
-            return Ok(Ok(step.answer));
-        }
+        (job, mut answer): (Box<dyn Job>, Answers<T>),
+    ) -> Result<T, NotDone> {
         self.disk.set_time(sphere.now);
-        match self.store.commit(running.revision, step.changes.batch()) {
-            Ok(revision) => {
-                running.revision = revision;
-                sphere.truth.decides(running.term);
-                sphere.truth.see_batch(step.changes.batch());
-                Ok(Ok(step.answer))
-            }
-            Err(StoreError::Full(_)) => {
-                sphere.truth.figures.failed_commits += 1;
-                running.cluster.undo(step.changes);
-                Err(Silence::NotDurable)
-            }
-            Err(error) => {
-                self.refused(sphere, &error);
-                Err(Silence::NotDurable)
-            }
-        }
+        let now_ms = sphere.now + self.clock_ahead_ms;
+        let seat = self.seat.as_mut().ok_or(NotDone::Ending)?;
+        seat.group(now_ms, vec![job]);
+        self.tell(sphere);
+        answer.try_recv().expect("a job is answered with its group")
     }
 
-    /// What is remembered holds, or nothing may be said.
-    fn confirm(&mut self, sphere: &mut Sphere) -> Result<(), Silence> {
-        let running = self.running.as_ref().ok_or(Silence::NotDurable)?;
-        self.disk.set_time(sphere.now);
-        if sphere.planted != Some(Planted::FromMemory)
-            && let Err(error) = self.store.confirm(running.revision)
-        {
-            self.refused(sphere, &error);
-            return Err(Silence::NotDurable);
-        }
-        sphere.truth.decides(running.term);
-        Ok(())
+    fn apply<C>(
+        &mut self,
+        sphere: &mut Sphere,
+        command: C,
+    ) -> Result<Result<C::Answer, C::Refusal>, NotDone>
+    where
+        C: Command + Send + 'static,
+        C::Answer: Send + 'static,
+        C::Refusal: Send + 'static,
+    {
+        self.ask(sphere, reign::apply(command))
     }
 
-    fn refused(&mut self, sphere: &mut Sphere, error: &StoreError) {
-        match error {
-            StoreError::Deposed { .. } => {
-                sphere.truth.figures.deposed += 1;
-                self.running = None;
-            }
-            StoreError::Failed(_) => {
-                sphere.truth.figures.failed_commits += 1;
-                // Done or not: the store knows, as soon as it can be asked.
-                let Some(before) = self.running.take() else {
-                    return;
-                };
-                let Ok(loaded) = self.store.load() else {
-                    return;
-                };
-                sphere.truth.see_disk(&loaded);
-                let cluster =
-                    Cluster::load(Limits::default(), loaded.records).expect("its own records");
-                self.running = Some(Running {
-                    cluster,
-                    revision: loaded.revision,
-                    ..before
-                });
-            }
-            other => sphere
-                .truth
-                .break_with(format!("promise 3: who leads writes alone: {other}")),
-        }
+    fn look<T: Send + 'static>(
+        &mut self,
+        sphere: &mut Sphere,
+        look: impl FnOnce(&Cluster) -> T + Send + 'static,
+    ) -> Result<T, NotDone> {
+        self.ask(sphere, reign::look(false, look))
     }
 
     pub(crate) fn beat(&mut self, sphere: &mut Sphere) {
         sphere.timer(self.actor(), TICK_MS, Timer::Beat);
-        self.lead(sphere);
-        if self.running.is_none() {
+        self.tick(sphere);
+        if self.term.is_none() {
             return;
         }
         for region in 0..REGIONS {
@@ -227,27 +172,21 @@ impl Control {
         if let Some((node, begin)) = sphere.drain {
             let node = format!("n{node}");
             let done = if begin {
-                self.apply(sphere, &Drain { node }).is_ok()
+                self.apply(sphere, Drain { node }).is_ok()
             } else {
-                self.apply(sphere, &EndDrain { node }).is_ok()
+                self.apply(sphere, EndDrain { node }).is_ok()
             };
             if done {
                 sphere.drain = None;
             }
         }
-        if let Ok(Err(illegal)) = self.apply(sphere, &Tick) {
-            sphere
-                .truth
-                .break_with(format!("a tick is refused: {illegal}"));
-        }
     }
 
     fn create(&mut self, sphere: &mut Sphere, region: usize) {
-        let known = self
-            .running
-            .as_ref()
-            .is_some_and(|running| running.cluster.region(region_id(region)).is_some());
-        if known {
+        let known = self.look(sphere, move |cluster| {
+            cluster.region(region_id(region)).is_some()
+        });
+        if known != Ok(false) {
             return;
         }
         let create = CreateRegion {
@@ -264,14 +203,14 @@ impl Control {
             secret: [region as u8; 16],
         };
         // Too few nodes have registered: at the next beat.
-        let _ = self.apply(sphere, &create);
+        let _ = self.apply(sphere, create);
     }
 
     pub(crate) fn take(&mut self, sphere: &mut Sphere, message: Message) {
         match message {
             Message::Register(register) => {
                 let node = index_of(&register.name);
-                if let Ok(Ok(registered)) = self.apply(sphere, &register) {
+                if let Ok(Ok(registered)) = self.apply(sphere, register) {
                     sphere.send(
                         self.actor(),
                         Actor::Node(node),
@@ -280,10 +219,10 @@ impl Control {
                 }
             }
             Message::Heartbeat(heartbeat) => {
-                let Some(node) = self.index(heartbeat.node) else {
+                let Some(node) = self.index(sphere, heartbeat.node) else {
                     return;
                 };
-                match self.apply(sphere, &heartbeat) {
+                match self.apply(sphere, heartbeat) {
                     Ok(Ok(heard)) if heard.state == mycoram_control::cluster::NodeState::Left => {
                         sphere.send(self.actor(), Actor::Node(node), Message::RegisterAgain);
                     }
@@ -300,11 +239,11 @@ impl Control {
                     Ok(Err(other)) => sphere
                         .truth
                         .break_with(format!("a heartbeat is refused: {other}")),
-                    Err(Silence::NotDurable) => {}
+                    Err(_) => {}
                 }
             }
             Message::Confirm(confirm) => {
-                let _ = self.apply(sphere, &confirm);
+                let _ = self.apply(sphere, confirm);
             }
             Message::Ask {
                 owner,
@@ -333,7 +272,7 @@ impl Control {
         number: u64,
         epoch: Epoch,
         ask: Ask,
-    ) -> Result<Reply, Silence> {
+    ) -> Result<Reply, NotDone> {
         let region = region_id(owner % REGIONS);
         match ask {
             Ask::Acquire { waiting_for } => {
@@ -345,7 +284,7 @@ impl Control {
                 };
                 // Now and then: if always, nobody would ever get beyond the first answer.
                 let early = sphere.planted == Some(Planted::EarlyGoOn) && sphere.dice.permille(300);
-                Ok(match self.apply(sphere, &acquire)? {
+                Ok(match self.apply(sphere, acquire)? {
                     Ok(Acquired::GoOn {
                         epoch,
                         region: record,
@@ -370,13 +309,12 @@ impl Control {
                 })
             }
             Ask::Directory => {
-                self.confirm(sphere)?;
                 let first = ExtentIndex::new(0);
-                let running = self.running.as_ref().ok_or(Silence::NotDurable)?;
-                Ok(match running.cluster.directory(region, epoch, first) {
-                    Ok(homes) => self.homes(homes),
-                    Err(refusal) => lease(&refusal),
-                })
+                let look = move |cluster: &Cluster| cluster.directory(region, epoch, first);
+                match self.look(sphere, look)? {
+                    Ok(homes) => self.homes(sphere, homes),
+                    Err(refusal) => Ok(lease(&refusal)),
+                }
             }
             Ask::Place { extents } => {
                 let place = Place {
@@ -386,11 +324,11 @@ impl Control {
                     extents,
                     without: Vec::new(),
                 };
-                Ok(match self.apply(sphere, &place)? {
-                    Ok(homes) => self.homes(homes),
-                    Err(RegionRefusal::Lease(refusal)) => lease(&refusal),
-                    Err(_) => Reply::Refused,
-                })
+                match self.apply(sphere, place)? {
+                    Ok(homes) => self.homes(sphere, homes),
+                    Err(RegionRefusal::Lease(refusal)) => Ok(lease(&refusal)),
+                    Err(_) => Ok(Reply::Refused),
+                }
             }
             Ask::MarkStale { replicas, .. } => {
                 let mark = MarkStale {
@@ -402,7 +340,7 @@ impl Control {
                     // Said first, and then the process dies.
                     return Ok(Reply::Done);
                 }
-                let marked = self.apply(sphere, &mark)?;
+                let marked = self.apply(sphere, mark)?;
                 if marked.is_ok() {
                     sphere.truth.figures.stale_marks += 1;
                 }
@@ -413,14 +351,11 @@ impl Control {
                     node: format!("n{node}"),
                     seen: Seen::Unreachable,
                 };
-                let _ = self.apply(sphere, &report)?;
+                let _ = self.apply(sphere, report)?;
                 Ok(Reply::Done)
             }
-            Ask::Orders => {
-                self.confirm(sphere)?;
-                self.orders(region, epoch)
-            }
-            Ask::Renew => Ok(match self.apply(sphere, &Renew { region, epoch })? {
+            Ask::Orders => self.orders(sphere, region, epoch),
+            Ask::Renew => Ok(match self.apply(sphere, Renew { region, epoch })? {
                 Ok(_) => Reply::Done,
                 Err(refusal) => lease(&refusal),
             }),
@@ -432,7 +367,7 @@ impl Control {
                     node: to.id,
                     order,
                 };
-                let copied = self.apply(sphere, &copied)?;
+                let copied = self.apply(sphere, copied)?;
                 if copied.is_ok() {
                     sphere.truth.figures.copies += 1;
                 }
@@ -445,68 +380,73 @@ impl Control {
                     extent,
                     node,
                 };
-                Ok(replica(self.apply(sphere, &dropped)?))
+                Ok(replica(self.apply(sphere, dropped)?))
             }
         }
     }
 
-    fn orders(&self, region: RegionId, epoch: Epoch) -> Result<Reply, Silence> {
-        let running = self.running.as_ref().ok_or(Silence::NotDurable)?;
-        let orders = match running.cluster.orders(region, epoch) {
-            Ok(orders) => orders,
-            Err(refusal) => return Ok(lease(&refusal)),
-        };
-        let (mut copies, mut drops) = (Vec::new(), Vec::new());
-        for order in orders {
-            match order {
-                Order::Copy {
-                    extent, to, order, ..
-                } => copies.extend(self.place(to).map(|place| (extent, place, order))),
-                Order::Drop { extent, node, .. } => {
-                    drops.extend(self.place(node).map(|place| (extent, place)))
+    fn orders(
+        &mut self,
+        sphere: &mut Sphere,
+        region: RegionId,
+        epoch: Epoch,
+    ) -> Result<Reply, NotDone> {
+        self.look(sphere, move |cluster| {
+            let orders = match cluster.orders(region, epoch) {
+                Ok(orders) => orders,
+                Err(refusal) => return lease(&refusal),
+            };
+            let (mut copies, mut drops) = (Vec::new(), Vec::new());
+            for order in orders {
+                match order {
+                    Order::Copy {
+                        extent, to, order, ..
+                    } => copies.extend(place(cluster, to).map(|place| (extent, place, order))),
+                    Order::Drop { extent, node, .. } => {
+                        drops.extend(place(cluster, node).map(|place| (extent, place)))
+                    }
                 }
             }
-        }
-        Ok(Reply::Orders { copies, drops })
-    }
-
-    fn homes(&self, homes: Vec<(ExtentIndex, Homes)>) -> Reply {
-        let live = |homes: &Homes| {
-            let live = homes
-                .replicas
-                .iter()
-                .filter(|replica| replica.state == ReplicaState::Live);
-            live.filter_map(|replica| self.place(replica.node))
-                .collect()
-        };
-        Reply::Homes {
-            homes: homes
-                .iter()
-                .map(|(extent, homes)| (*extent, live(homes)))
-                .collect(),
-        }
-    }
-
-    fn place(&self, id: mycoram_control::cluster::NodeId) -> Option<message::Place> {
-        let node = self.running.as_ref()?.cluster.node(id)?;
-        Some(message::Place {
-            id,
-            node: index_of(&node.name),
-            life: node.incarnation.get(),
+            Reply::Orders { copies, drops }
         })
     }
 
-    fn index(&self, id: mycoram_control::cluster::NodeId) -> Option<usize> {
-        self.place(id).map(|place| place.node)
+    fn homes(
+        &mut self,
+        sphere: &mut Sphere,
+        homes: Vec<(ExtentIndex, Homes)>,
+    ) -> Result<Reply, NotDone> {
+        self.look(sphere, move |cluster| {
+            let live = |homes: &Homes| {
+                let live = homes
+                    .replicas
+                    .iter()
+                    .filter(|replica| replica.state == ReplicaState::Live);
+                live.filter_map(|replica| place(cluster, replica.node))
+                    .collect()
+            };
+            Reply::Homes {
+                homes: homes
+                    .iter()
+                    .map(|(extent, homes)| (*extent, live(homes)))
+                    .collect(),
+            }
+        })
+    }
+
+    fn index(&mut self, sphere: &mut Sphere, id: NodeId) -> Option<usize> {
+        let found = self.look(sphere, move |cluster| place(cluster, id));
+        Some(found.ok()??.node)
     }
 }
 
-fn open(disk: &Disk, shared: bool) -> MemoryStore {
-    if shared {
-        MemoryStore::shared(disk.clone())
-    } else {
-        MemoryStore::new(disk.clone())
-    }
+fn place(cluster: &Cluster, id: NodeId) -> Option<message::Place> {
+    let node = cluster.node(id)?;
+    Some(message::Place {
+        id,
+        node: index_of(&node.name),
+        life: node.incarnation.get(),
+    })
 }
 
 fn lease(refusal: &LeaseRefusal) -> Reply {

@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     ControlDies(usize),
     ControlStarts(usize),
     Store(StoreFault),
+    /// Commits that were delayed come to the store.
+    CommitsArrive,
     /// A process of the control plane does not reach the store, or does again.
     CutOff(usize, bool),
     /// A machine's clock is set: forward, or back.
@@ -59,7 +61,7 @@ impl World {
             1 => (Actor::Control(control), Actor::Owner(owner)),
             _ => (Actor::Owner(owner), Actor::Node(node)),
         };
-        let (first, second) = match dice.below(13) {
+        let (first, second) = match dice.below(15) {
             0 | 1 => (Fault::NodeDies(node), Some(Fault::NodeStarts)),
             2 => (Fault::Pause(Actor::Node(node), lasting), None),
             3 => (Fault::Pause(Actor::Owner(owner), lasting), None),
@@ -81,6 +83,10 @@ impl World {
                 };
                 (Fault::Store(fault), None)
             }
+            13 | 14 => (
+                Fault::Store(StoreFault::DelayNext),
+                Some(Fault::CommitsArrive),
+            ),
             10 => match dice.below(3) {
                 0 => (
                     Fault::Clock {
@@ -174,6 +180,7 @@ impl World {
                 }
             }
             Fault::Store(fault) => self.controls[0].disk.set_fault(fault),
+            Fault::CommitsArrive => self.commits_arrive(),
             Fault::CutOff(control, cut_off) => {
                 // The file of a store of one process is where the process is.
                 self.controls[control].set_cut_off(cut_off && self.sphere.controls > 1);
@@ -213,6 +220,17 @@ impl World {
         }
     }
 
+    fn commits_arrive(&mut self) {
+        let disk = self.controls[0].disk.clone();
+        disk.set_time(self.sphere.now);
+        let (came, done) = disk.arrive();
+        let truth = &mut self.sphere.truth;
+        truth.figures.late_commits += done.len() as u64;
+        truth.figures.too_late_commits += (came - done.len()) as u64;
+        done.iter().for_each(|batch| truth.see_batch(batch));
+        truth.look(&self.nodes);
+    }
+
     /// All faults are over.
     fn calm(&mut self) {
         self.sphere.parted.clear();
@@ -220,6 +238,7 @@ impl World {
         self.sphere.loss_permille = 0;
         self.sphere.late_permille = 0;
         self.controls[0].disk.set_fault(StoreFault::None);
+        self.commits_arrive();
         for control in &mut self.controls {
             control.set_cut_off(false);
             if !control.is_alive() {

@@ -3,8 +3,9 @@
 //! ```text
 //!   64 memory nodes   keep pages, refuse old epochs           die, start empty, pause, are cut off
 //!   3 regions         two owners each that fight for it       die, pause, are cut off, are fenced
-//!   1 to 3 control    the state machine and its store, one    die, pause, start again, are cut off from nodes,
-//!   planes            of them leads                           owners and store; disk full, clock set
+//!   1 to 3 control    what the service's keeper does, and     die, pause, start again, are cut off from nodes,
+//!   planes            its store; one of them leads            owners and store; disk full, clock set; commits
+//!                                                             fail that were done, or are done much later
 //!   the network       loses, delays, doubles questions
 //! ```
 //!
@@ -14,6 +15,7 @@
 mod control;
 mod dice;
 mod faults;
+mod hold;
 mod memory_node;
 mod message;
 mod owner;
@@ -104,6 +106,8 @@ fn the_promises_hold_whatever_goes_wrong() {
             figures.terms,
             figures.deposed,
             figures.failed_commits,
+            figures.late_commits,
+            figures.too_late_commits,
             figures.lost_extents,
         ];
         assert!(
@@ -167,4 +171,9 @@ fn a_deposed_leader_whose_write_is_taken_is_found() {
 #[test]
 fn a_deposed_leader_that_answers_from_memory_is_found() {
     is_found(Planted::FromMemory);
+}
+
+#[test]
+fn a_commit_that_comes_late_and_undoes_another_is_found() {
+    is_found(Planted::NoRevision);
 }

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mycoram_control::cluster::{Batch, Homes, Key, NodeId, Record, ReplicaState};
-use mycoram_control::store::Loaded;
 use mycoram_fabric::units::{Epoch, ExtentIndex, RegionId};
 
 use crate::control::{region_id, replicas_of};
@@ -197,17 +196,6 @@ impl Truth {
             gone_on.epoch = Some(epoch);
             gone_on.unfenced = unfenced.to_vec();
         }
-    }
-
-    /// After a failure: what is durable is read again.
-    pub(crate) fn see_disk(&mut self, loaded: &Loaded) {
-        let changes = loaded
-            .records
-            .iter()
-            .map(|(key, record)| (*key, Some(record.clone())));
-        self.see_batch(&Batch {
-            changes: changes.collect(),
-        });
     }
 
     /// This is durable now.

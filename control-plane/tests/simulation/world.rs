@@ -41,6 +41,8 @@ pub(crate) enum Planted {
     CarelessWrite,
     /// The store takes what a deposed leader writes.
     NoGuard,
+    /// The store takes a commit that comes late, whatever was written since.
+    NoRevision,
     /// A leader answers out of what it remembers, without asking whether that still holds.
     FromMemory,
 }
@@ -211,6 +213,9 @@ impl World {
         if planted == Some(Planted::NoGuard) {
             disk.leave_out_the_guard();
         }
+        if planted == Some(Planted::NoRevision) {
+            disk.leave_out_the_revision();
+        }
         let sphere = Sphere {
             now: 0,
             truth: Truth::new(),
@@ -231,7 +236,7 @@ impl World {
         let mut world = Self {
             sphere,
             controls: (0..controls)
-                .map(|index| Control::new(index, controls > 1, disk.clone()))
+                .map(|index| Control::new(index, controls > 1, disk.clone(), planted))
                 .collect(),
             nodes: (0..NODES).map(MemoryNode::new).collect(),
             owners: (0..2 * REGIONS).map(Owner::new).collect(),
@@ -353,6 +358,9 @@ pub(crate) struct Figures {
     pub(crate) terms: u64,
     pub(crate) deposed: u64,
     pub(crate) failed_commits: u64,
+    /// Commits that came late and were done, and those that were not.
+    pub(crate) late_commits: u64,
+    pub(crate) too_late_commits: u64,
     pub(crate) lost_extents: u64,
     pub(crate) steps: u64,
 }
@@ -370,6 +378,8 @@ impl Figures {
         self.terms += other.terms;
         self.deposed += other.deposed;
         self.failed_commits += other.failed_commits;
+        self.late_commits += other.late_commits;
+        self.too_late_commits += other.too_late_commits;
         self.lost_extents += other.lost_extents;
         self.steps += other.steps;
     }
