@@ -7,10 +7,13 @@
 
 mod sim_cluster;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use mycoram_fabric::authority::StaticAuthority;
+use mycoram_fabric::authority::{
+    AuthorityError, Order, Places, RegionAuthority, Sighting, StaleMark, StaticAuthority,
+};
 use mycoram_fabric::pages::{
     Direction, FrameIndex, LaneConfig, NodeSet, PageDone, PageLane, PageRequest, RemoteRegion,
     Which,
@@ -30,6 +33,8 @@ const PAGES: u32 = 96;
 const STEPS: u32 = 300;
 /// Virtual time after which a request must have been answered.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often the authority hears of one node at most.
+const HEARS_EACH: Duration = Duration::from_secs(1);
 
 /// FNV-1a: any flipped bit changes it.
 fn checksum(bytes: &[u8]) -> u64 {
@@ -43,7 +48,52 @@ fn contents(page: u32, version: u64) -> Vec<u8> {
     word.to_le_bytes().repeat(PAGE_BYTES / 8)
 }
 
+/// Hears what is seen of nodes.
+struct Listener {
+    places: StaticAuthority,
+    heard: Mutex<BTreeMap<String, u64>>,
+}
+
+impl RegionAuthority for Listener {
+    fn place(
+        &self,
+        region: &RegionEntry,
+        extents: &[ExtentIndex],
+        without: &[String],
+    ) -> Result<Places, AuthorityError> {
+        self.places.place(region, extents, without)
+    }
+    fn mark_stale(&self, marks: &[StaleMark<'_>]) -> Result<(), AuthorityError> {
+        self.places.mark_stale(marks)
+    }
+    fn report(&self, node: &str, seen: Sighting) {
+        assert_eq!(
+            seen,
+            Sighting::WrongPage,
+            "{node} is well but for its bytes"
+        );
+        let mut heard = self.heard.lock().expect("no panic");
+        *heard.entry(node.to_owned()).or_default() += 1;
+    }
+    fn orders(&self) -> Result<Vec<Order>, AuthorityError> {
+        self.places.orders()
+    }
+    fn gives_orders(&self) -> bool {
+        false
+    }
+    fn copied(&self, extent: ExtentIndex, node: &str) -> Result<(), AuthorityError> {
+        self.places.copied(extent, node)
+    }
+    fn dropped(&self, extent: ExtentIndex, node: &str) -> Result<(), AuthorityError> {
+        self.places.dropped(extent, node)
+    }
+    fn grant(&self, node: &str) -> Result<Option<Vec<u8>>, AuthorityError> {
+        self.places.grant(node)
+    }
+}
+
 struct Story {
+    listener: Arc<Listener>,
     dice: Dice,
     network: SimNetwork,
     machines: Machines,
@@ -91,13 +141,18 @@ impl Story {
             replicas,
         };
         let transports = Transports::new().with(Arc::new(network.transport()));
-        let authority = Arc::new(StaticAuthority::new(Arc::new(placement)));
+        let listener = Arc::new(Listener {
+            places: StaticAuthority::new(Arc::new(placement)),
+            heard: Mutex::default(),
+        });
+        let authority = Arc::clone(&listener) as Arc<dyn RegionAuthority>;
         let remote = Remote::create(authority, &transports, &region, &options).expect("room");
         let lane = remote.open_lane(&LaneConfig::default()).expect("a lane");
         let mut dice = Dice(seed ^ 0x0bad);
         let rotten = dice.roll(NODES as u64) as usize;
         let zeros = checksum(&[0; PAGE_BYTES]);
         Self {
+            listener,
             dice,
             network,
             machines,
@@ -214,6 +269,23 @@ impl Story {
             }
         }
         assert_eq!(self.wrong, wrong, "a repair did not last");
+        // The authority hears which node it is, and not again for each page.
+        self.network.advance(2 * HEARS_EACH);
+        self.lane.poll(&mut Vec::new());
+        let heard = self.listener.heard.lock().expect("no panic").clone();
+        let rotten = format!("n{}", self.rotten);
+        let seconds = self.network.now().as_millis() / HEARS_EACH.as_millis();
+        match self.wrong {
+            0 => assert!(heard.is_empty(), "nothing was wrong: {heard:?}"),
+            _ => {
+                assert!(heard.keys().eq([&rotten]), "{heard:?} is not {rotten}");
+                let most = u64::try_from(seconds).expect("few") + 2;
+                assert!(
+                    (1..=most.min(self.wrong)).contains(&heard[&rotten]),
+                    "{heard:?}"
+                );
+            }
+        }
     }
 }
 

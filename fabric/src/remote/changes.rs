@@ -16,14 +16,14 @@
 //! threads its keeper does what losses ask for, else a lane does when it is polled.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::bell::Bell;
 use super::copy::{CopyTracker, ExtentCopy};
 use super::directory::{Directory, Home, MAX_HOMES, MAX_NODES, NodeRecord, Worth};
 use super::homes::{Homes, Location, Standing};
-use super::link::{Cause, Death, LinkParts, NodeLink, Trouble};
+use super::link::{Cause, Death, LinkParts, NodeLink, Tell, Trouble};
 use super::published::Snapshot;
 use super::region::{Remote, Shared};
 use super::transports::TransportMissing;
@@ -102,6 +102,8 @@ pub(super) struct Losses {
     /// How many were dealt with. A region that is new has one more to be looked for: nodes may have been
     /// lost before it was opened.
     handled: AtomicU64,
+    /// Some node gave a wrong page of which the authority was not told yet.
+    wrong: AtomicBool,
     /// The keeper's; none in simulated time.
     bell: Option<Arc<Bell>>,
 }
@@ -111,6 +113,7 @@ impl Losses {
         Self {
             count: AtomicU64::new(1),
             handled: AtomicU64::new(0),
+            wrong: AtomicBool::new(false),
             bell,
         }
     }
@@ -118,6 +121,20 @@ impl Losses {
     /// Whether there is one that has not been dealt with.
     pub(super) fn any(&self) -> bool {
         self.handled.load(Ordering::Acquire) != self.count()
+    }
+
+    /// Whether there is anything to be done, or said.
+    pub(super) fn any_news(&self) -> bool {
+        self.any() || self.wrong.load(Ordering::Acquire)
+    }
+
+    /// A node gave a wrong page: its link knows which.
+    pub(super) fn wrong_page(&self) {
+        if !self.wrong.swap(true, Ordering::AcqRel)
+            && let Some(bell) = &self.bell
+        {
+            bell.ring();
+        }
     }
 
     pub(super) fn one_more(&self) {
@@ -183,8 +200,36 @@ impl Shared {
         self.is_fenced() || self.is_released()
     }
 
-    /// Marks the replicas of lost nodes stale. False: it could not be done now, and is to be tried again.
+    /// Marks the replicas of lost nodes stale, and tells who gave wrong pages. False: it could not be done now, and
+    /// is to be tried again.
     pub(super) fn tend(&self) -> bool {
+        self.tend_losses() && self.tell_wrong()
+    }
+
+    /// A node that gives one wrong page may give many: the authority hears of it now and then.
+    fn tell_wrong(&self) -> bool {
+        // Before the links are looked at: what comes behind it is new.
+        if !self.losses.wrong.swap(false, Ordering::AcqRel) || self.is_over() {
+            return true;
+        }
+        let now_ms = self.options.clock.now_ms();
+        let mut all = true;
+        for link in self.published.newest().links.iter() {
+            match link.tell_wrong(now_ms) {
+                Tell::Nothing => {}
+                Tell::Now => self
+                    .authority
+                    .report(&link.record.entry.name, Sighting::WrongPage),
+                Tell::Later => all = false,
+            }
+        }
+        if !all {
+            self.losses.wrong.store(true, Ordering::Release);
+        }
+        all
+    }
+
+    fn tend_losses(&self) -> bool {
         let mut changes = self.changes();
         if !self.losses.any() {
             return true;

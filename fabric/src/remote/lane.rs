@@ -17,7 +17,7 @@ use super::region::Shared;
 use super::waits::LanePost;
 use crate::pages::{
     Direction, FrameIndex, LaneConfig, LaneError, LaneFull, MAX_RUN_PAGES, PageDone, PageError,
-    PageLane, PageRequest,
+    PageLane, PageRequest, Which,
 };
 use crate::placement;
 use crate::transport::{
@@ -463,6 +463,13 @@ impl PageLane for Lane {
                 thin.touch(ExtentIndex::new(extent));
             }
         }
+        if let Which::Except(mut wrong) = request.which {
+            while let Some(node) = wrong.take_one() {
+                if let Some(connection) = self.connections.get(usize::from(node)) {
+                    connection.link.gave_wrong_page();
+                }
+            }
+        }
         let queued = self.queue.queue(request);
         self.count_held();
         queued
@@ -476,7 +483,7 @@ impl PageLane for Lane {
         if !self.queue.is_fenced() && self.shared.is_fenced() {
             self.queue.fence();
         }
-        if self.shared.losses.any() && !self.shared.options.watched {
+        if self.shared.losses.any_news() && !self.shared.options.watched {
             // In simulated time there is no keeper.
             self.shared.tend();
         }

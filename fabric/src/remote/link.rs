@@ -10,7 +10,7 @@
 //! the node's watch thread and by whoever opens a lane, never on the path of a page.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::changes::Losses;
@@ -24,6 +24,8 @@ use crate::units::{ByteCount, ExtentIndex};
 use crate::wire::Refusal;
 use crate::wire::control::{Alive, Grant};
 
+/// How often at most the authority hears that a node gave wrong pages.
+const TELL_WRONG_EACH_MS: u64 = 1000;
 /// Not lost; else it is a [`Death`].
 const LIVE: u8 = 0;
 
@@ -100,6 +102,21 @@ pub(super) struct NodeLink {
     state: AtomicU8,
     fenced: Arc<AtomicBool>,
     losses: Arc<Losses>,
+    /// It gave a wrong page that nobody was told of.
+    wrong: AtomicBool,
+    /// When the authority was told so last, ms; 0: never.
+    wrong_told_ms: AtomicU64,
+}
+
+/// Whether the authority is to hear that a node gave wrong pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tell {
+    /// It gave none since.
+    Nothing,
+    /// Yes.
+    Now,
+    /// It heard of it just now.
+    Later,
 }
 
 impl NodeLink {
@@ -119,7 +136,30 @@ impl NodeLink {
             state: AtomicU8::new(state),
             fenced: parts.fenced,
             losses: parts.losses,
+            wrong: AtomicBool::new(false),
+            wrong_told_ms: AtomicU64::new(0),
         }
+    }
+
+    /// It gave a page that is not as it was written.
+    pub(super) fn gave_wrong_page(&self) {
+        if !self.wrong.swap(true, Ordering::AcqRel) {
+            self.losses.wrong_page();
+        }
+    }
+
+    /// Asked by one at a time.
+    pub(super) fn tell_wrong(&self, now_ms: u64) -> Tell {
+        if !self.wrong.load(Ordering::Acquire) {
+            return Tell::Nothing;
+        }
+        let told_ms = self.wrong_told_ms.load(Ordering::Relaxed);
+        if told_ms > 0 && now_ms < told_ms + TELL_WRONG_EACH_MS {
+            return Tell::Later;
+        }
+        self.wrong_told_ms.store(now_ms.max(1), Ordering::Relaxed);
+        self.wrong.store(false, Ordering::Release);
+        Tell::Now
     }
 
     pub(super) fn is_lost(&self) -> bool {
