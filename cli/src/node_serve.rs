@@ -92,7 +92,7 @@ pub(crate) struct Args {
     control: Option<ControlAddress>,
 
     /// What fails with this node, from wide to narrow [default: ///NAME]
-    #[arg(long, value_name = "REGION/ZONE/RACK/HOST", value_parser = parse_domain)]
+    #[arg(long, value_name = "REGION/ZONE/RACK/HOST")]
     domain: Option<FailureDomain>,
 
     /// Where owners reach it, if that is not the address of --listen
@@ -302,27 +302,6 @@ fn serve_metrics(args: &Args, node: NodeHandle) -> Result<Option<MetricsServer>,
                 .advise("give --metrics an address of this machine and a port that is free")
         })
 }
-
-/// Reads `region/zone/rack/host`; parts at the end may be missing.
-fn parse_domain(text: &str) -> Result<FailureDomain, ParseDomainError> {
-    let mut parts = text.split('/').map(str::to_owned);
-    let mut next = || parts.next().unwrap_or_default();
-    let domain = FailureDomain {
-        region: next(),
-        zone: next(),
-        rack: next(),
-        host: next(),
-    };
-    match parts.next() {
-        None => Ok(domain),
-        Some(_) => Err(ParseDomainError),
-    }
-}
-
-/// A text is no failure domain.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("a failure domain is REGION/ZONE/RACK/HOST, such as eu/a/r1/h7 or ///h7")]
-struct ParseDomainError;
 
 /// What owners must show. Without a key anybody is taken, and that is said.
 fn grant_check(args: &Args) -> Result<Option<GrantCheck>, Failure> {

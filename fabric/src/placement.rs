@@ -62,6 +62,43 @@ impl FailureDomain {
     }
 }
 
+/// A text is no failure domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a failure domain is REGION/ZONE/RACK/HOST, such as eu/a/r1/h7 or ///h7")]
+pub struct ParseDomainError;
+
+impl std::str::FromStr for FailureDomain {
+    type Err = ParseDomainError;
+
+    /// Reads `region/zone/rack/host`; parts at the end may be missing.
+    fn from_str(text: &str) -> Result<Self, ParseDomainError> {
+        let mut parts = text.split('/').map(str::to_owned);
+        let mut next = || parts.next().unwrap_or_default();
+        let domain = Self {
+            region: next(),
+            zone: next(),
+            rack: next(),
+            host: next(),
+        };
+        match parts.next() {
+            None => Ok(domain),
+            Some(_) => Err(ParseDomainError),
+        }
+    }
+}
+
+impl std::fmt::Display for FailureDomain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            region,
+            zone,
+            rack,
+            host,
+        } = self;
+        write!(f, "{region}/{zone}/{rack}/{host}")
+    }
+}
+
 /// A memory node as its users need to know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeEntry {

@@ -266,8 +266,16 @@ impl Cluster {
 
     /// With these arguments more.
     pub(crate) fn start_node_with(&self, name: &str, more: &[&str]) -> Process {
+        self.node_of(name, &format!("eu/a/r1/{name}"), more)
+    }
+
+    /// In a failure domain.
+    pub(crate) fn start_node_in(&self, name: &str, domain: &str) -> Process {
+        self.node_of(name, domain, &[])
+    }
+
+    fn node_of(&self, name: &str, domain: &str, more: &[&str]) -> Process {
         let url = self.url();
-        let domain = format!("eu/a/r1/{name}");
         let args = [
             "node",
             "serve",
@@ -280,7 +288,7 @@ impl Cluster {
             "--control",
             &url,
             "--domain",
-            &domain,
+            domain,
             "--metrics",
             "127.0.0.1:0",
         ];

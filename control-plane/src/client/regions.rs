@@ -143,6 +143,7 @@ impl ControlRegions {
         let mut options = RemoteOptions::system()?;
         options.owner = owner;
         options.token = lease.token();
+        options.domain = self.url.domain.clone();
         if let Some(rebuild) = &mut options.rebuild {
             rebuild.pace = Pace::Share(lease.copy_percent());
         }

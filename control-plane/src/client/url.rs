@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use mycoram_fabric::placement::FailureDomain;
 use mycoram_fabric::units::ByteCount;
 
 use super::call::{AddressError, ControlAddress};
@@ -39,6 +40,9 @@ pub struct ControlUrl {
     pub reservation: Option<u64>,
     /// Only nodes of zones of this name, `zone=NAME`. Default: any.
     pub zone: Option<String>,
+    /// Where the owner is, `domain=REGION/ZONE/RACK/HOST`; parts at the end may be missing. Of several replicas one in
+    /// its zone is read first. Default: unknown, then the one that answers soonest.
+    pub domain: FailureDomain,
     /// How much of a region is placed ahead of need, `ahead=SIZE`. Default 256 MiB. More is taken from the pool,
     /// and outlives a longer absence of the control plane.
     pub ahead: Option<ByteCount>,
@@ -58,7 +62,7 @@ pub enum ControlUrlError {
     Address(#[from] AddressError),
     /// An option without `=`, given before, or that there is not.
     #[error(
-        "\"{option}\" is no option here, or stands twice: there are tls, insecure, replicas, min-live, class, region, tenant, reservation, zone, ahead, copy-percent and take-over"
+        "\"{option}\" is no option here, or stands twice: there are tls, insecure, replicas, min-live, class, region, tenant, reservation, zone, domain, ahead, copy-percent and take-over"
     )]
     Option {
         /// Its name.
@@ -95,6 +99,7 @@ impl FromStr for ControlUrl {
             tenant: None,
             reservation: None,
             zone: None,
+            domain: FailureDomain::default(),
             ahead: None,
             copy_percent: None,
             take_over: false,
@@ -135,6 +140,7 @@ impl FromStr for ControlUrl {
                     url.reservation = Some(id);
                 }
                 "zone" => url.zone = Some(value),
+                "domain" => url.domain = value.parse().map_err(|_| wrong())?,
                 "ahead" => url.ahead = Some(value.parse().map_err(|_| wrong())?),
                 "copy-percent" => {
                     let percent = value.parse().ok();
@@ -185,6 +191,9 @@ impl fmt::Display for ControlUrl {
         if let Some(zone) = &self.zone {
             write!(f, "&zone={}", escape(zone))?;
         }
+        if self.domain != FailureDomain::default() {
+            write!(f, "&domain={}", escape(&self.domain.to_string()))?;
+        }
         if let Some(ahead) = self.ahead {
             write!(f, "&ahead={}", ahead.get())?;
         }
@@ -233,7 +242,7 @@ mod tests {
     fn urls_are_read_as_they_are_written() {
         for text in [
             "control://h:1?insecure=yes&replicas=1&min-live=1&class=normal",
-            "control://a:1,b:2?tls=/etc/my%20co&replicas=3&min-live=2&class=high&region=x%26y&tenant=7&reservation=00000000000000ab&zone=z&ahead=1048576&copy-percent=20&take-over=yes",
+            "control://a:1,b:2?tls=/etc/my%20co&replicas=3&min-live=2&class=high&region=x%26y&tenant=7&reservation=00000000000000ab&zone=z&domain=eu/a/r1/h7&ahead=1048576&copy-percent=20&take-over=yes",
         ] {
             let url: ControlUrl = text.parse().expect("a URL");
             assert_eq!(url.to_string(), text);
@@ -267,6 +276,7 @@ mod tests {
             "tls=",
             "tenant=-1",
             "zone=%0",
+            "domain=eu/a/r1/h7/x",
             "ahead=much",
             "copy-percent=0",
             "take-over=no",

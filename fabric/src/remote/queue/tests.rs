@@ -756,3 +756,43 @@ fn what_is_not_placed_is_read_as_zeros_and_its_writes_wait_for_a_place() {
     assert_eq!(done(&mut queue), [(3, Err(PageError::Fenced))]);
     assert_eq!(queue.free_slots(), REQUESTS as usize);
 }
+
+#[test]
+fn a_replica_in_the_same_zone_is_read_however_quick_another_one_is() {
+    let config = |queue: &LaneQueue| queue.config;
+    for near in [0_u16, 1] {
+        let plain = queue(2);
+        let mut queue = LaneQueue::new(homes(2), config(&plain));
+        (0..NODES).for_each(|node| queue.add_link(LinkState::Up, node == usize::from(near)));
+        // The one far away answers in a moment; in extent 0 both have a replica.
+        let us = |node: u16| if node == near { 900 } else { 60 };
+        queue.measured(0, us(0));
+        queue.measured(1, us(1));
+        for tag in 0..20 {
+            queue
+                .queue(request(tag, Direction::Read, 0, 1))
+                .expect("room");
+            assert_eq!(answer(&mut queue, [us(0), us(1)]), [near]);
+            assert_eq!(done(&mut queue), [(tag, Ok(()))]);
+        }
+        // When it is lost, or says nothing, the other one is as good.
+        queue.away(near);
+        queue
+            .queue(request(20, Direction::Read, 0, 1))
+            .expect("room");
+        assert_eq!(answer(&mut queue, [us(0), us(1)]), [1 - near]);
+    }
+}
+
+#[test]
+fn the_second_read_goes_out_sooner_where_reads_are_quick() {
+    let after = |us: u64| {
+        let mut queue = queue(2);
+        (0..500).for_each(|_| queue.measured(0, us));
+        let (_, _) = read_one(&mut queue, 1);
+        queue.look_us().expect("it is watched")
+    };
+    let (quick, slow) = (after(100), after(20_000));
+    assert!(quick < 1000, "{quick} us");
+    assert!((20_000..30_000).contains(&slow), "{slow} us");
+}
