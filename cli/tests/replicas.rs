@@ -98,6 +98,44 @@ fn what_a_stopped_node_missed_is_never_read_again() {
     read_all(&mut *lane, pages, 2);
 }
 
+/// One after the other, so that what the second one holds is what was written without the first one.
+#[test]
+fn two_of_three_nodes_are_killed_or_stopped_and_nothing_is_lost() {
+    for signals in [
+        [Signal::SIGKILL, Signal::SIGKILL],
+        [Signal::SIGSTOP, Signal::SIGSTOP],
+        [Signal::SIGSTOP, Signal::SIGKILL],
+    ] {
+        let nodes = nodes();
+        let [a, b, c] = &nodes;
+        let remote = create_replicated(&[a, b, c], ByteCount::mib(2), 3).expect("room");
+        // Longer than a busy machine holds up the nodes that are well.
+        let hasty = LaneConfig {
+            node_deadline_ms: 3000,
+            ..LaneConfig::default()
+        };
+        let mut lane = remote.open_lane(&hasty).expect("a lane");
+        let pages = remote.pages().get();
+        write_all(&mut *lane, pages, 1);
+        for (round, (node, signal)) in (2..).zip(nodes.iter().zip(signals)) {
+            node.signal(signal);
+            read_all(&mut *lane, pages, round - 1);
+            write_all(&mut *lane, pages, round);
+            read_all(&mut *lane, pages, round);
+        }
+        assert_eq!(remote.stats().nodes_lost, 2, "{signals:?}");
+        // Who wakes up is behind, and is not asked.
+        for node in &nodes[..2] {
+            node.signal(Signal::SIGCONT);
+        }
+        read_all(&mut *lane, pages, 3);
+        let live = (0..2).flat_map(|extent| remote.replicas(ExtentIndex::new(extent)));
+        let live = live.filter(|replica| replica.state == ReplicaState::Live);
+        let live: Vec<_> = live.map(|replica| replica.name).collect();
+        assert_eq!(live, ["n2", "n2"], "{signals:?}");
+    }
+}
+
 /// Reads the first `count` pages, all at once.
 fn read_at_once(lane: &mut dyn PageLane, count: u32) -> Vec<PageDone> {
     for page in 0..count {

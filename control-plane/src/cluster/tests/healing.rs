@@ -125,6 +125,62 @@ fn a_node_is_drained_with_nothing_lost_on_the_way() {
 }
 
 #[test]
+fn a_drain_goes_on_after_everybody_was_killed() {
+    let mut rig = Rig::with_nodes(6, 200);
+    let owned = rig.owned(1, 200, 2);
+    rig.place(owned, 0..200);
+    let node = rig.alive[2].0;
+    rig.must(&Drain {
+        node: "n2".to_owned(),
+    });
+    for _ in 0..3 {
+        rig.pass(500);
+        assert!(rig.obey(owned) > 0);
+        rig.restart();
+    }
+    assert_eq!(rig.state(node), NodeState::Draining);
+    assert!(rig.cluster.placed_on(node) > 0, "there is more to be moved");
+    // The owner is another one by now, and nobody asks for the drain again.
+    let next = rig.acquire(owned.region, 2, true);
+    rig.settle(next);
+    assert_eq!(rig.state(node), NodeState::Left);
+    assert!((0..200).all(|extent| live_where_they_count(&rig, next, extent) == 2));
+}
+
+#[test]
+fn an_added_node_is_filled_a_little_at_a_time_also_after_everybody_was_killed() {
+    let mut rig = Rig::with_nodes(6, 1_000);
+    let owned = rig.owned(1, 600, 2);
+    rig.place(owned, 0..600);
+    rig.settle(owned);
+    let added = rig.join(6, 1_000);
+    let few = rig.cluster.limits().moves_at_once as usize;
+    let mut ticks = 0;
+    loop {
+        rig.pass(500);
+        let orders = rig.cluster.orders(owned.region, owned.epoch);
+        let orders = orders.expect("its owner");
+        let moves = orders
+            .iter()
+            .filter(|order| matches!(order, Order::Copy { .. }));
+        let moves = moves.count();
+        assert!(moves <= few, "{moves} at once");
+        if orders.is_empty() {
+            break;
+        }
+        rig.obey(owned);
+        rig.restart();
+        ticks += 1;
+        assert!(ticks < 1_000, "it never comes to rest");
+    }
+    let share = 2 * 600 / 7;
+    let placed = rig.cluster.placed_on(added) / super::rig::EXTENT.get();
+    assert!((share - share / 10..=share).contains(&placed), "{placed}");
+    assert!(ticks > placed as usize / few, "{ticks} ticks");
+    assert!((0..600).all(|extent| live_where_they_count(&rig, owned, extent) == 2));
+}
+
+#[test]
 fn a_drain_is_refused_when_there_is_no_room() {
     let mut rig = Rig::with_nodes(3, 100);
     let owned = rig.owned(1, 120, 2);
