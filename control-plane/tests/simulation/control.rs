@@ -13,7 +13,7 @@ use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, TenantId};
 use crate::hold::{Hold, Note};
 use crate::memory_node::EXTENT;
 use crate::message::{self, Actor, Ask, Message, Reply};
-use crate::world::{EXTENTS, Planted, REGIONS, Sphere, Timer};
+use crate::world::{EXTENTS, Planted, REGIONS, Sphere, Timer, Trouble};
 
 const TICK_MS: u64 = 500;
 
@@ -116,6 +116,8 @@ impl Control {
             match note {
                 Note::Wrote(batch) => sphere.truth.see_batch(&batch),
                 Note::Failed => sphere.truth.figures.failed_commits += 1,
+                Note::Full => sphere.truth.figures.met(Trouble::DiskFull),
+                Note::OutOfReach => sphere.truth.figures.met(Trouble::CutOff),
                 Note::Decided => {
                     if let Some(term) = decided {
                         sphere.truth.decides(term);
@@ -177,6 +179,7 @@ impl Control {
                 self.apply(sphere, EndDrain { node }).is_ok()
             };
             if done {
+                sphere.truth.figures.met(Trouble::Drained);
                 sphere.drain = None;
             }
         }

@@ -3,7 +3,7 @@
 use mycoram_control::store::Fault as StoreFault;
 
 use crate::message::Actor;
-use crate::world::{Event, NODES, REGIONS, STORM_MS, World};
+use crate::world::{Event, NODES, REGIONS, STORM_MS, Trouble, World};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
@@ -154,6 +154,7 @@ impl World {
                 if !dead.is_empty() {
                     let node = dead[self.sphere.dice.below(dead.len())];
                     self.nodes[node].start(&mut self.sphere);
+                    self.sphere.truth.figures.met(Trouble::NodeStarted);
                 }
             }
             Fault::Pause(actor, ms) => {
@@ -186,6 +187,7 @@ impl World {
                 self.controls[control].set_cut_off(cut_off && self.sphere.controls > 1);
             }
             Fault::Clock { control, ms, back } => {
+                self.sphere.truth.figures.met(Trouble::ClockSet);
                 let clock = &mut self.controls[control].clock_ahead_ms;
                 *clock = if back {
                     clock.saturating_sub(ms)

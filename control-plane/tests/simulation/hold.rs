@@ -16,6 +16,10 @@ pub(crate) enum Note {
     Decided,
     /// A commit failed.
     Failed,
+    /// There was no room for one.
+    Full,
+    /// Who is cut off wanted to lead.
+    OutOfReach,
 }
 
 #[derive(Debug)]
@@ -82,7 +86,11 @@ impl Store for Hold {
     }
 
     fn lead(&mut self, address: &str) -> Result<Lead, StoreError> {
-        self.inside().store.lead(address)
+        let mut inside = self.inside();
+        if inside.cut_off {
+            inside.notes.push(Note::OutOfReach);
+        }
+        inside.store.lead(address)
     }
 
     fn load(&mut self) -> Result<Loaded, StoreError> {
@@ -107,6 +115,7 @@ impl Store for Hold {
         }
         let note = match &done {
             Ok(_) => Note::Decided,
+            Err(StoreError::Full(_)) => Note::Full,
             Err(_) => Note::Failed,
         };
         inside.notes.push(note);

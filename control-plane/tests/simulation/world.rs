@@ -157,12 +157,16 @@ impl Sphere {
             .parted
             .iter()
             .any(|pair| *pair == (from, to) || *pair == (to, from));
-        if parted || self.dice.permille(self.loss_permille) {
-            return;
+        if parted {
+            return self.truth.figures.met(Trouble::Parted);
+        }
+        if self.dice.permille(self.loss_permille) {
+            return self.truth.figures.met(Trouble::MessageLost);
         }
         let mut at = self.now + self.dice.within(1, 6);
         if self.dice.permille(self.late_permille) {
             at += self.dice.within(50, 2_000);
+            self.truth.figures.met(Trouble::MessageLate);
         }
         if matches!(message, Message::Request(_) | Message::Outcome { .. }) {
             let last = self.arrivals.entry((from, to)).or_insert(0);
@@ -288,6 +292,11 @@ impl World {
         }
         let paused = self.sphere.paused.get(&to).copied().unwrap_or(0);
         if paused > self.sphere.now {
+            self.sphere.truth.figures.met(match to {
+                Actor::Node(_) => Trouble::NodePaused,
+                Actor::Owner(_) => Trouble::OwnerPaused,
+                Actor::Control(_) => Trouble::ControlPaused,
+            });
             return self.sphere.at(paused, event);
         }
         if let Event::Deliver {
@@ -344,6 +353,26 @@ impl World {
     }
 }
 
+/// What goes wrong by itself or is done; that it did is counted, or nobody would notice that it never does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trouble {
+    MessageLost,
+    MessageLate,
+    Parted,
+    NodePaused,
+    OwnerPaused,
+    ControlPaused,
+    NodeStarted,
+    DiskFull,
+    ClockSet,
+    CutOff,
+    Drained,
+}
+
+impl Trouble {
+    const COUNT: usize = Self::Drained as usize + 1;
+}
+
 /// What happened in a run, to see that a simulation does simulate.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Figures {
@@ -363,6 +392,8 @@ pub(crate) struct Figures {
     pub(crate) too_late_commits: u64,
     pub(crate) lost_extents: u64,
     pub(crate) steps: u64,
+    /// By [`Trouble`].
+    pub(crate) troubles: [u64; Trouble::COUNT],
 }
 
 impl Figures {
@@ -382,5 +413,12 @@ impl Figures {
         self.too_late_commits += other.too_late_commits;
         self.lost_extents += other.lost_extents;
         self.steps += other.steps;
+        for (sum, more) in self.troubles.iter_mut().zip(other.troubles) {
+            *sum += more;
+        }
+    }
+
+    pub(crate) fn met(&mut self, trouble: Trouble) {
+        self.troubles[trouble as usize] += 1;
     }
 }
