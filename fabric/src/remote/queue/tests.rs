@@ -790,7 +790,9 @@ fn the_second_read_goes_out_sooner_where_reads_are_quick() {
         let mut queue = queue(2);
         (0..500).for_each(|_| queue.measured(0, us));
         let (_, _) = read_one(&mut queue, 1);
-        queue.look_us().expect("it is watched")
+        let look_us = queue.look_us().expect("it is watched");
+        assert!(queue.ask_twice(look_us), "it is asked for then");
+        look_us
     };
     let (quick, slow) = (after(100), after(20_000));
     assert!(quick < 1000, "{quick} us");
