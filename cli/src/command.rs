@@ -1,5 +1,6 @@
 //! The tree of nouns and verbs. Help, man page and completions all come from this one definition.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -15,7 +16,7 @@ pub(crate) type Outcome = Result<ExitCode, Failure>;
 #[derive(Debug, Parser)]
 #[command(name = "myco", version, about, max_term_width = 100, after_help = exit_codes::HELP)]
 pub(crate) struct Cli {
-    /// Print data as JSON on stdout (each object carries its schema's name and version)
+    /// Print data as JSON on stdout (each object carries its schema's name and version; a failure is a myco.error)
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
@@ -44,6 +45,13 @@ pub(crate) enum Noun {
     Completions(completions::Args),
     /// Print the manual page in roff, or write one page per subcommand into a directory
     Man(man::Args),
+}
+
+/// Whether `--json` is among arguments that make no sense otherwise. What follows `--` is another program's.
+pub(crate) fn is_json_asked_for(arguments: impl Iterator<Item = OsString>) -> bool {
+    arguments
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == "--json")
 }
 
 impl Noun {

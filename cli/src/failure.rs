@@ -71,6 +71,37 @@ impl Failure {
     }
 }
 
+/// Says what is wrong with the arguments, or shows the help or the version that they ask for.
+pub(crate) fn usage(error: &clap::Error, output: &Output) -> ExitCode {
+    // Nobody is left to tell if stderr is closed.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    if output.is_json() {
+        let _ = output.json(
+            "myco.error",
+            1,
+            &ErrorObject {
+                exit_code: exit_codes::USAGE,
+                error: usage_words(error),
+                causes: Vec::new(),
+                what_to_do: Some("see --help of the command"),
+            },
+        );
+    }
+    ExitCode::from(exit_codes::USAGE)
+}
+
+/// What clap says before it shows the usage, in one line.
+fn usage_words(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let first = text.lines().take_while(|line| !line.is_empty());
+    let words: Vec<_> = first.flat_map(str::split_whitespace).collect();
+    let line = words.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
 /// The chain of sources, without those that only repeat what was said before.
 fn causes(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut said = error.to_string();

@@ -50,7 +50,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = command::Cli::parse();
+    let cli = match command::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let json = command::is_json_asked_for(std::env::args_os().skip(1));
+            return failure::usage(&error, &output::Output::new(json));
+        }
+    };
     let output = output::Output::new(cli.json);
     logging::start();
     match cli.noun.run(&output) {
