@@ -4,6 +4,7 @@
 
 mod cluster;
 mod rxe_place;
+mod transfer_places;
 mod transfer_suite;
 
 transfer_suite!(match rxe_place::node_address_or_skip() {

@@ -6,6 +6,7 @@
 //! `SIM_SEED=n cargo test -p mycoram-fabric --test transfer_sim` tells that story again.
 
 mod sim_cluster;
+mod transfer_places;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,15 +14,15 @@ use std::time::Duration;
 
 use mycoram_fabric::session::Identity;
 use mycoram_fabric::transfer::{
-    Endpoint, EndpointIndex, MemoryIndex, NodeAccess, NodeEndpoint, Piece, Place, Transfer,
-    TransferConfig, Why,
+    Endpoint, NodeAccess, NodeEndpoint, Piece, Place, Transfer, TransferConfig, Why,
 };
 use mycoram_fabric::transport::sim::{SimConfig, SimNetwork};
-use mycoram_fabric::transport::{Mapping, RemoteSlice, Transport};
-use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, RemoteAddr, TenantId};
-use mycoram_fabric::wire::control::{Grant, Token};
+use mycoram_fabric::transport::{Mapping, Transport};
+use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, TenantId};
+use mycoram_fabric::wire::control::Token;
 use sim_cluster::region::{dial, entry};
 use sim_cluster::{Dice, Machines, NODE_BYTES, NODES, SimClock, fate, machines};
+use transfer_places::Places;
 
 const EXTENT: u64 = NODE_BYTES / 2;
 /// The upper half of each memory is where pieces go, a slot each.
@@ -43,9 +44,8 @@ struct Story {
     network: SimNetwork,
     machines: Machines,
     transfer: Transfer,
-    ends: Vec<(EndpointIndex, Grant)>,
+    places: Places,
     memory: Arc<Mapping>,
-    here: MemoryIndex,
     queued: BTreeMap<u64, Piece>,
     again: Vec<Piece>,
     arrived: Vec<Piece>,
@@ -105,9 +105,8 @@ impl Story {
             network,
             machines,
             transfer,
-            ends,
+            places: Places { here, ends },
             memory,
-            here,
             queued: BTreeMap::new(),
             again: Vec::new(),
             arrived: Vec::new(),
@@ -118,8 +117,8 @@ impl Story {
             story.memory.copy_in(0, &source(node)).expect("inside");
             let piece = Piece {
                 tag: u64::MAX,
-                from: story.local(0),
-                into: story.remote(node, 0),
+                from: story.places.local(0),
+                into: story.places.remote(node, 0),
                 bytes: EXTENT / 2,
             };
             story.queue(piece);
@@ -130,31 +129,12 @@ impl Story {
         story
     }
 
-    fn local(&self, offset: u64) -> Place {
-        Place::Local {
-            memory: self.here,
-            offset,
-        }
-    }
-
-    fn remote(&self, node: usize, offset: u64) -> Place {
-        let (endpoint, grant) = &self.ends[node];
-        let at = RemoteSlice {
-            addr: RemoteAddr::new(grant.addr.get() + offset),
-            rkey: grant.rkey,
-        };
-        Place::Remote {
-            endpoint: *endpoint,
-            at,
-        }
-    }
-
     /// `NODES` stands for our own memory.
     fn place(&self, node: usize, offset: u64) -> Place {
         if node == NODES {
-            self.local(offset)
+            self.places.local(offset)
         } else {
-            self.remote(node, offset)
+            self.places.remote(node, offset)
         }
     }
 
@@ -196,7 +176,7 @@ impl Story {
                     self.again.push(not.rest);
                 }
                 Err(not) => {
-                    let dead = self.died.iter().map(|node| self.ends[*node].0);
+                    let dead = self.died.iter().map(|node| self.places.ends[*node].0);
                     let mut dead = dead.filter(|end| *end == not.endpoint);
                     assert!(
                         not.why == Why::Lost && dead.next().is_some(),
@@ -279,7 +259,7 @@ impl Story {
             !story
                 .died
                 .iter()
-                .any(|node| place.endpoint() == Some(story.ends[*node].0))
+                .any(|node| place.endpoint() == Some(story.places.ends[*node].0))
         };
         for piece in std::mem::take(&mut self.arrived) {
             if !lives(self, piece.into) || piece.bytes == 0 {
@@ -288,9 +268,9 @@ impl Story {
             let (from, offset) = match piece.from {
                 Place::Local { offset, .. } => (NODES, offset),
                 Place::Remote { endpoint, at } => {
-                    let mut ends = self.ends.iter();
+                    let mut ends = self.places.ends.iter();
                     let node = ends.position(|(end, _)| *end == endpoint).expect("known");
-                    (node, at.addr.get() - self.ends[node].1.addr.get())
+                    (node, at.addr.get() - self.places.ends[node].1.addr.get())
                 }
             };
             let expected = &source(from)[offset as usize..(offset + piece.bytes) as usize];
@@ -302,7 +282,7 @@ impl Story {
                     let back = Piece {
                         tag: u64::MAX,
                         from: remote,
-                        into: self.local(0),
+                        into: self.places.local(0),
                         bytes: piece.bytes,
                     };
                     self.queue(back);

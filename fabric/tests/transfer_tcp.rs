@@ -1,6 +1,7 @@
 //! Parallel transfer to memory nodes over the tcp transport on loopback; and the example.
 
 mod cluster;
+mod transfer_places;
 mod transfer_suite;
 
 use std::process::Command;

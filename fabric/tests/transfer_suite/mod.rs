@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::{Cluster, Fabric, transport, wait_until};
+use crate::transfer_places::Places;
 use mycoram_fabric::session::Identity;
 use mycoram_fabric::transfer::{
-    Endpoint, EndpointIndex, MemoryIndex, NodeAccess, NodeEndpoint, Piece, PieceError, Place,
-    Transfer, TransferConfig, Why,
+    Endpoint, NodeAccess, NodeEndpoint, Piece, PieceError, Place, Transfer, TransferConfig, Why,
 };
-use mycoram_fabric::transport::{Mapping, RemoteSlice, Transport};
-use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, RemoteAddr, Rkey, TenantId};
-use mycoram_fabric::wire::control::{Grant, Token};
+use mycoram_fabric::transport::{Mapping, Transport};
+use mycoram_fabric::units::{ByteCount, Epoch, ExtentIndex, RegionId, Rkey, TenantId};
+use mycoram_fabric::wire::control::Token;
 
 const MIB: u64 = 1 << 20;
 const BYTES: u64 = 4 * MIB;
@@ -44,9 +44,8 @@ fn open(
 struct Session {
     transfer: Transfer,
     transport: Arc<dyn Transport>,
-    ends: Vec<(EndpointIndex, Grant)>,
+    places: Places,
     memory: Arc<Mapping>,
-    here: MemoryIndex,
 }
 
 impl Session {
@@ -67,28 +66,8 @@ impl Session {
         Self {
             transfer,
             transport,
-            ends,
+            places: Places { here, ends },
             memory,
-            here,
-        }
-    }
-
-    fn local(&self, offset: u64) -> Place {
-        Place::Local {
-            memory: self.here,
-            offset,
-        }
-    }
-
-    fn remote(&self, node: usize, offset: u64) -> Place {
-        let (endpoint, grant) = &self.ends[node];
-        let at = RemoteSlice {
-            addr: RemoteAddr::new(grant.addr.get() + offset),
-            rkey: grant.rkey,
-        };
-        Place::Remote {
-            endpoint: *endpoint,
-            at,
         }
     }
 
@@ -151,10 +130,10 @@ fn numbers() -> Vec<u8> {
 pub(crate) fn everything_arrives_over_all_rails_of_all_endpoints(fabric: Fabric) {
     let cluster = Cluster::start(fabric, &[BYTES, BYTES, BYTES]);
     let mut session = Session::open(fabric, &cluster, TransferConfig::default());
-    session.moved(session.local(0), session.remote(0, 0));
-    session.moved(session.remote(0, 0), session.remote(1, 0));
-    session.moved(session.remote(1, 0), session.remote(2, 0));
-    session.moved(session.remote(2, 0), session.local(BYTES));
+    session.moved(session.places.local(0), session.places.remote(0, 0));
+    session.moved(session.places.remote(0, 0), session.places.remote(1, 0));
+    session.moved(session.places.remote(1, 0), session.places.remote(2, 0));
+    session.moved(session.places.remote(2, 0), session.places.local(BYTES));
     assert!(session.came_back());
     let progress = session.transfer.progress();
     assert_eq!(
@@ -185,9 +164,21 @@ pub(crate) fn queue_pairs_that_break_are_replaced_and_nothing_is_missed(fabric: 
         ..TransferConfig::default()
     };
     let mut session = Session::open(fabric, &cluster, config);
-    session.moved_through_breaks(&cluster, session.local(0), session.remote(0, 0));
-    session.moved_through_breaks(&cluster, session.remote(0, 0), session.remote(1, 0));
-    session.moved_through_breaks(&cluster, session.remote(1, 0), session.local(BYTES));
+    session.moved_through_breaks(
+        &cluster,
+        session.places.local(0),
+        session.places.remote(0, 0),
+    );
+    session.moved_through_breaks(
+        &cluster,
+        session.places.remote(0, 0),
+        session.places.remote(1, 0),
+    );
+    session.moved_through_breaks(
+        &cluster,
+        session.places.remote(1, 0),
+        session.places.local(BYTES),
+    );
     assert!(session.came_back());
     let progress = session.transfer.progress();
     let breaks: u32 = progress.rails.iter().map(|rail| rail.breaks).sum();
@@ -202,7 +193,7 @@ pub(crate) fn what_a_dead_node_leaves_is_handed_in_again_for_another(fabric: Fab
         ..TransferConfig::default()
     };
     let mut session = Session::open(fabric, &cluster, config);
-    let pieces = session.pieces(session.local(0), session.remote(0, 0));
+    let pieces = session.pieces(session.places.local(0), session.places.remote(0, 0));
     assert_eq!(
         session.transfer.queue(&pieces).expect("pieces"),
         pieces.len()
@@ -216,7 +207,7 @@ pub(crate) fn what_a_dead_node_leaves_is_handed_in_again_for_another(fabric: Fab
     let left = session.transfer.run(&[], |_| {}).expect("none");
     assert!(!left.is_empty());
     assert!(left.iter().all(|not| not.why == Why::Lost));
-    assert!(!session.transfer.has_endpoint(session.ends[0].0));
+    assert!(!session.transfer.has_endpoint(session.places.ends[0].0));
     let rest: u64 = left.iter().map(|not| not.rest.bytes).sum();
     // What was on the way may have arrived behind something that did not.
     assert!(rest <= BYTES / 2 + MIB + MIB / 2, "{rest} bytes are left");
@@ -228,7 +219,7 @@ pub(crate) fn what_a_dead_node_leaves_is_handed_in_again_for_another(fabric: Fab
                 panic!("{not:?}");
             };
             Piece {
-                into: session.remote(1, offset),
+                into: session.places.remote(1, offset),
                 ..not.rest
             }
         })
@@ -236,13 +227,13 @@ pub(crate) fn what_a_dead_node_leaves_is_handed_in_again_for_another(fabric: Fab
         .collect();
     let left = session.transfer.run(&again, |_| {}).expect("pieces");
     assert_eq!(left.len(), 1);
-    assert_eq!(left[0].endpoint, session.ends[0].0);
+    assert_eq!(left[0].endpoint, session.places.ends[0].0);
 }
 
 pub(crate) fn a_wrong_key_fails_its_own_piece_only(fabric: Fabric) {
     let cluster = Cluster::start(fabric, &[BYTES]);
     let mut session = Session::open(fabric, &cluster, TransferConfig::default());
-    let mut pieces = session.pieces(session.local(0), session.remote(0, 0));
+    let mut pieces = session.pieces(session.places.local(0), session.places.remote(0, 0));
     if let Place::Remote { at, .. } = &mut pieces[3].into {
         at.rkey = Rkey::new(at.rkey.get() ^ 0x55);
     }
@@ -251,7 +242,7 @@ pub(crate) fn a_wrong_key_fails_its_own_piece_only(fabric: Fabric) {
     assert!(matches!(left[0].why, Why::Refused(_)));
     assert_eq!(left[0].rest, pieces[3]);
     let right = Piece {
-        into: session.remote(0, 3 * (MIB + 4096)),
+        into: session.places.remote(0, 3 * (MIB + 4096)),
         ..pieces[3]
     };
     assert!(
@@ -261,16 +252,16 @@ pub(crate) fn a_wrong_key_fails_its_own_piece_only(fabric: Fabric) {
             .expect("a piece")
             .is_empty()
     );
-    session.moved(session.remote(0, 0), session.local(BYTES));
+    session.moved(session.places.remote(0, 0), session.places.local(BYTES));
     assert!(session.came_back());
 }
 
 pub(crate) fn a_session_whose_owner_was_succeeded_is_fenced(fabric: Fabric) {
     let cluster = Cluster::start(fabric, &[BYTES]);
     let mut session = Session::open(fabric, &cluster, TransferConfig::default());
-    session.moved(session.local(0), session.remote(0, 0));
+    session.moved(session.places.local(0), session.places.remote(0, 0));
     let _successor = open(&cluster, 0, &session.transport, 2);
-    let pieces = session.pieces(session.local(BYTES), session.remote(0, 0));
+    let pieces = session.pieces(session.places.local(BYTES), session.places.remote(0, 0));
     let left = session.transfer.run(&pieces, |_| {}).expect("pieces");
     assert_eq!(left.len(), pieces.len());
     assert!(left.iter().all(|not| not.why == Why::Fenced), "{left:?}");
@@ -285,14 +276,14 @@ pub(crate) fn endpoints_come_and_go_and_bounds_are_kept(fabric: Fabric) {
         ..TransferConfig::default()
     };
     let mut session = Session::open(fabric, &cluster, config);
-    let pieces = session.pieces(session.local(0), session.remote(0, 0));
+    let pieces = session.pieces(session.places.local(0), session.places.remote(0, 0));
     assert_eq!(session.transfer.queue(&pieces).expect("pieces"), 3);
     assert_eq!(
         session.transfer.queue(&pieces).expect("pieces"),
         0,
         "no room"
     );
-    session.transfer.remove_endpoint(session.ends[0].0);
+    session.transfer.remove_endpoint(session.places.ends[0].0);
     let left = session.transfer.run(&[], |_| {}).expect("none");
     assert_eq!(left.len(), 3);
     assert!(left.iter().all(|not| not.why == Why::Removed));
@@ -305,22 +296,22 @@ pub(crate) fn endpoints_come_and_go_and_bounds_are_kept(fabric: Fabric) {
     // The region is still there, and can be an endpoint again.
     let end = open(&cluster, 0, &session.transport, 1);
     let index = session.transfer.add_endpoint(end as Arc<dyn Endpoint>);
-    session.ends[0].0 = index.expect("rails");
-    session.moved(session.local(0), session.remote(0, 0));
-    session.moved(session.remote(0, 0), session.local(BYTES));
+    session.places.ends[0].0 = index.expect("rails");
+    session.moved(session.places.local(0), session.places.remote(0, 0));
+    session.moved(session.places.remote(0, 0), session.places.local(BYTES));
     assert!(session.came_back());
     for (piece, error) in [
         (
             Piece {
-                into: session.local(0),
+                into: session.places.local(0),
                 ..pieces[0]
             },
             PieceError::BothLocal { tag: 0 },
         ),
         (
             Piece {
-                from: session.local(2 * BYTES - 1),
-                into: session.remote(0, 0),
+                from: session.places.local(2 * BYTES - 1),
+                into: session.places.remote(0, 0),
                 ..pieces[0]
             },
             PieceError::OutOfBounds { tag: 0 },
