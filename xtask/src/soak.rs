@@ -31,12 +31,33 @@ pub(crate) struct Arguments {
     /// What is done when follows from it [default: another one each time, which is said].
     #[arg(long)]
     seed: Option<u64>,
+    /// What the control plane keeps its records in: a file, or an etcd of three members, which two processes of the
+    /// control plane share, and members are killed and stopped too.
+    #[arg(long, value_enum, default_value = "redb")]
+    store: Store,
     /// Over tcp in the test bed too, whose kernel can lose and delay packets.
     #[arg(long)]
     testbed: bool,
     /// Write what was done as JSON.
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
+}
+
+/// Where the control plane's records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Store {
+    Redb,
+    Etcd,
+}
+
+impl Store {
+    /// As the test programs read it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Redb => "redb",
+            Self::Etcd => "etcd",
+        }
+    }
 }
 
 /// The part of cargo's messages that names a test program.
@@ -89,6 +110,7 @@ fn build_and_run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             "MYCORAM_FAULT_SECONDS",
             (arguments.minutes * 60).to_string(),
         ),
+        ("MYCORAM_FAULT_STORE", arguments.store.name().to_owned()),
         ("MYCORAM_FAULT_JSON", json.display().to_string()),
     ];
     let words = ["no_page_is_lost_or_wrong", "--nocapture"];
