@@ -52,10 +52,11 @@ fn of_two_copies_the_one_in_the_owners_zone_is_read() {
     let _a = cluster.start_node_in("n1", "eu/a/r1/h1");
     let _b = cluster.start_node_in("n2", "eu/b/r2/h2");
     all_up(&cluster, 2);
-    // Whichever of the two answers sooner, one of the two owners is far from it.
-    for (zone, near) in [("a", "n1"), ("b", "n2")] {
+    // Whichever of the two answers sooner, half of the owners are far from it.
+    for owner in 0..6 {
+        let (zone, near) = [("a", "n1"), ("b", "n2")][owner % 2];
         let url = format!(
-            "{}?tls={}&replicas=2&region=of-{zone}&domain=eu/{zone}",
+            "{}?tls={}&replicas=2&region=of-{owner}&domain=eu/{zone}",
             cluster.url(),
             cluster.tls().display()
         );
@@ -77,7 +78,7 @@ fn of_two_copies_the_one_in_the_owners_zone_is_read() {
         }
         // A busy machine holds one up now and then; then the other one is asked, too.
         assert!(
-            elsewhere <= 26,
+            elsewhere <= 64,
             "{elsewhere} of 256 came from the other zone"
         );
         drop(lane);

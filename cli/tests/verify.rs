@@ -162,6 +162,43 @@ fn is_local(memory: &FarMap, page: usize) -> bool {
 }
 
 #[test]
+fn a_wrong_page_that_is_met_makes_its_node_suspect_at_the_control_plane() {
+    let place = Place::new();
+    let memory = place.map("");
+    let lent = place.memory();
+    let before = lent.each_ref().map(NodeMemory::pages);
+    // Each page is wrong on one of the two, so that some are met whichever is nearer.
+    for page in 0..PAGES {
+        let node = page % 2;
+        flip(&lent[node], place_of(&before[node], page));
+    }
+    wait_until("a node is suspect", || {
+        for (page, bytes) in memory.chunks_exact(PAGE_BYTES).enumerate() {
+            assert_eq!(bytes[..8], stamp(page));
+            assert_eq!(bytes[77], 0, "page {page} was handed out as it is wrong");
+        }
+        let state = |name| place.cluster.state(name);
+        ["n1", "n2"]
+            .map(state)
+            .iter()
+            .flatten()
+            .any(|state| state == "suspect")
+    });
+    // It is no more than a suspicion: both stay, and what was met is right again.
+    wait_until("both count", || {
+        let state = |name| place.cluster.state(name);
+        ["n1", "n2"]
+            .map(state)
+            .iter()
+            .flatten()
+            .all(|state| state == "up")
+    });
+    let stats = memory.stats().expect("figures");
+    assert_eq!(stats.lost_pages, 0);
+    memory.unmap().expect("unmaps");
+}
+
+#[test]
 fn sealed_replicas_are_compared_and_healed_too() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();
