@@ -77,58 +77,76 @@ pub(crate) fn flush(shared: &Shared) -> Result<(), RegionError> {
         flush.wait(LONGEST_WAIT)?;
     }
     let (lane, outcome) = flush.errand.outcome();
-    if shared.is_serving() {
-        shared.flush_lane.rest(lane, shared.now());
-        shared.keeper_bell.ring();
-    }
+    shared.flush_lane.rest(lane, shared.now());
+    shared.keeper_bell.ring();
     outcome
 }
 
 /// The lane of flushes, between them: to open one takes as long as some dozen pages. The keeper has it answer
 /// meanwhile, because who copies an extent waits for every lane to know.
 #[derive(Default)]
-pub(crate) struct FlushLane(Mutex<Option<Resting>>);
+pub(crate) struct FlushLane(Mutex<Rest>);
 
-struct Resting {
-    lane: Box<dyn PageLane>,
-    /// Closed then, ns.
-    until: u64,
+#[derive(Default)]
+enum Rest {
+    #[default]
+    Empty,
+    Lane {
+        lane: Box<dyn PageLane>,
+        /// Closed then, ns.
+        until: u64,
+    },
+    /// The region is over: none is to stay open.
+    Over,
 }
 
 impl FlushLane {
-    fn resting(&self) -> MutexGuard<'_, Option<Resting>> {
+    fn lock(&self) -> MutexGuard<'_, Rest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self) -> Option<Box<dyn PageLane>> {
-        self.resting().take().map(|resting| resting.lane)
+        let mut rest = self.lock();
+        if matches!(*rest, Rest::Over) {
+            return None;
+        }
+        match std::mem::take(&mut *rest) {
+            Rest::Lane { lane, .. } => Some(lane),
+            Rest::Empty | Rest::Over => None,
+        }
     }
 
     fn rest(&self, lane: Box<dyn PageLane>, now: u64) {
-        let until = now + RESTS_NS;
-        *self.resting() = Some(Resting { lane, until });
+        let mut rest = self.lock();
+        if !matches!(*rest, Rest::Over) {
+            let until = now + RESTS_NS;
+            *rest = Rest::Lane { lane, until };
+        }
     }
 
     /// Has it answer what it is asked, and calls `each` with what to wait for until it is asked again.
     pub(super) fn tend(&self, now: u64, each: &mut dyn FnMut(BorrowedFd<'_>)) {
-        let mut resting = self.resting();
-        if let Some(Resting { lane, .. }) = resting.as_mut().filter(|resting| now < resting.until) {
-            let mut nothing = Vec::with_capacity(1);
-            for _ in 0..LOOKS {
-                if lane.arm() == Armed::Waiting {
-                    break;
-                }
-                lane.poll(&mut nothing);
-            }
-            lane.readiness(each);
-        } else {
-            *resting = None;
+        let mut rest = self.lock();
+        let Rest::Lane { lane, until } = &mut *rest else {
+            return;
+        };
+        if now >= *until {
+            *rest = Rest::Empty;
+            return;
         }
+        let mut nothing = Vec::with_capacity(1);
+        for _ in 0..LOOKS {
+            if lane.arm() == Armed::Waiting {
+                break;
+            }
+            lane.poll(&mut nothing);
+        }
+        lane.readiness(each);
     }
 
-    /// Closes it.
+    /// Closes it, for good.
     pub(super) fn close(&self) {
-        *self.resting() = None;
+        *self.lock() = Rest::Over;
     }
 }
 
