@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use world::{Figures, Planted, World};
 
-/// Seeds without a word of how many: about a minute on two processors.
+/// Seeds without a word of how many: three minutes on two processors.
 const SEEDS: u64 = 2_000;
 /// Seeds within which a planted bug must be found.
 const PLANTED_SEEDS: u64 = 200;
