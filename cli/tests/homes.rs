@@ -8,13 +8,9 @@ use control_process::{Cluster, Process, wait_until};
 use mycoram::{FarMap, FarMemory};
 use mycoram_agent::daemon::RemoteSource;
 use mycoram_control::client::ControlRegions;
-use mycoram_fabric::pages::{
-    Direction, FrameIndex, LaneConfig, PageDone, PageLane, PageRequest, RemoteRegion, Which,
-    await_answers,
-};
-use mycoram_fabric::units::{ByteCount, PAGE_BYTES, PageIndex};
-use node_process::{HANG, ask};
-use std::time::{Duration, Instant};
+use mycoram_fabric::pages::{Direction, LaneConfig, PageLane, RemoteRegion};
+use mycoram_fabric::units::{ByteCount, PAGE_BYTES};
+use node_process::{ask, carry_out};
 
 const MIB: usize = 1 << 20;
 
@@ -26,24 +22,9 @@ fn all_up(cluster: &Cluster, count: usize) {
 
 /// Which node a page came from.
 fn read_from(region: &dyn RemoteRegion, lane: &mut dyn PageLane, page: u32) -> String {
-    lane.queue(PageRequest {
-        tag: 0,
-        direction: Direction::Read,
-        page: PageIndex::new(page),
-        run: 1,
-        frame: FrameIndex(0),
-        which: Which::Live,
-    })
-    .expect("room");
-    lane.ring();
-    let until = Instant::now() + HANG;
-    let mut done: Vec<PageDone> = Vec::with_capacity(1);
-    while lane.poll(&mut done) == 0 {
-        assert!(Instant::now() < until, "never answered");
-        await_answers(lane, Duration::from_secs(5));
-    }
-    done[0].result.expect("both live");
-    region.node_name(done[0].node.expect("one node has the page"))
+    let done = carry_out(lane, Direction::Read, page);
+    done.result.expect("both live");
+    region.node_name(done.node.expect("one node has the page"))
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mycoram_control::{NodesFile, StaticPlacement};
 use mycoram_fabric::authority::StaticAuthority;
 use mycoram_fabric::pages::{
-    Direction, FrameIndex, PageError, PageLane, PageRequest, Which, await_answers,
+    Direction, FrameIndex, PageDone, PageError, PageLane, PageRequest, Which, await_answers,
 };
 use mycoram_fabric::placement::{Placement, RegionEntry};
 use mycoram_fabric::remote::{CreateError, Remote, RemoteOptions, Transports};
@@ -125,6 +125,11 @@ pub(crate) fn ask(
     direction: Direction,
     page: u32,
 ) -> Result<(), PageError> {
+    carry_out(lane, direction, page).result
+}
+
+/// The same, with all that is answered.
+pub(crate) fn carry_out(lane: &mut dyn PageLane, direction: Direction, page: u32) -> PageDone {
     lane.queue(PageRequest {
         tag: 0,
         direction,
@@ -141,5 +146,5 @@ pub(crate) fn ask(
         assert!(Instant::now() < until, "never answered");
         await_answers(lane, Duration::from_secs(5));
     }
-    done[0].result
+    done.remove(0)
 }
